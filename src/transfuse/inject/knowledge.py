@@ -1,0 +1,178 @@
+"""Facts and Q&A files: read, checked, every fault named with its file and line."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfuse.errors import DataError
+from transfuse.io.jsonl import JsonLine, read_jsonl
+from transfuse.types import Basis, Fact, QAPair
+
+N_SHOWN = 5
+"""How many offenders an error message lists."""
+
+_FACT_FIELDS = {"id", "section", "fact", "span"}
+_PAIR_FIELDS = {"basis", "fact", "section", "split", "question", "answer", "aliases"}
+
+
+def load_facts(path: Path) -> list[Fact]:
+    """Facts of a JSONL file with rows `{"id", "section", "fact"}` and perhaps `"span"`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The facts in file order; at least one.
+
+    Raises:
+        DataError: broken line, missing or unknown field, id used twice, no fact at all.
+    """
+    facts: list[Fact] = []
+    seen: dict[str, str] = {}
+    for line in read_jsonl(path):
+        _refuse_unknown(line, _FACT_FIELDS)
+        fact = Fact(*(_string(line, name) for name in ("id", "section", "fact")), span=_span(line))
+        if fact.id in seen:
+            raise DataError(
+                f"{line.where}: fact id {fact.id!r} was already used in {seen[fact.id]}; ids are unique."
+            )
+        seen[fact.id] = line.where
+        facts.append(fact)
+    if not facts:
+        raise DataError(
+            f'{path}: expected facts, one {{"id", "section", "fact"}} a line; the file holds none.'
+        )
+    return facts
+
+
+def load_pairs(path: Path, facts: Sequence[Fact]) -> list[QAPair]:
+    """Question-answer pairs of a JSONL file, in the format of `docs/formats.md`.
+
+    Args:
+        path: the file.
+        facts: what the pairs of basis `fact` refer to.
+
+    Returns:
+        The pairs in file order; at least one.
+
+    Raises:
+        DataError: broken line, missing or unknown field, unknown fact id, no pair at all.
+    """
+    known = {fact.id for fact in facts}
+    pairs: list[QAPair] = []
+    strangers: dict[str, str] = {}
+    for line in read_jsonl(path):
+        _refuse_unknown(line, _PAIR_FIELDS)
+        pair = _pair(line)
+        if pair.basis == "fact" and pair.source not in known:
+            strangers.setdefault(pair.source, line.where)
+        pairs.append(pair)
+    if strangers:
+        listed = ", ".join(f"{name!r} ({where})" for name, where in list(strangers.items())[:N_SHOWN])
+        raise DataError(
+            f"{path}: {len(strangers)} fact ids are not in the facts file: {listed}; "
+            f"known are {sorted(known)[0]!r} to {sorted(known)[-1]!r}. Add the facts or delete the rows."
+        )
+    if not pairs:
+        raise DataError(f"{path}: expected question-answer pairs, one a line; the file holds none.")
+    return pairs
+
+
+def question_key(question: str) -> str:
+    """A question without case, punctuation and spacing: two questions are the same where the keys are."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", question).casefold()))
+
+
+def refuse_leaks(pairs: Sequence[QAPair], where: str) -> None:
+    """Raise DataError where a question stands in both splits: it would measure memory of the wording."""
+    trained = {question_key(pair.question): pair for pair in pairs if pair.split == "train"}
+    leaks = [
+        (pair, trained[key])
+        for pair in pairs
+        if pair.split == "eval" and (key := question_key(pair.question)) in trained
+    ]
+    if leaks:
+        shown = "".join(
+            f"\n  {evaluated.id} and {train.id}: {evaluated.question!r}"
+            for evaluated, train in leaks[:N_SHOWN]
+        )
+        more = f"\n  and {len(leaks) - N_SHOWN} more" if len(leaks) > N_SHOWN else ""
+        raise DataError(
+            f"{where}: {len(leaks)} eval questions are training questions as well; reword or delete one of "
+            f"each pair (line numbers after q):{shown}{more}"
+        )
+
+
+def repeated_questions(pairs: Sequence[QAPair]) -> list[QAPair]:
+    """Training pairs whose question, of the same fact or section, stood earlier in the file."""
+    counts: Counter[tuple[str, str]] = Counter()
+    repeats: list[QAPair] = []
+    for pair in pairs:
+        key = (pair.source, question_key(pair.question))
+        counts[key] += 1
+        if counts[key] > 1:
+            repeats.append(pair)
+    return repeats
+
+
+def _pair(line: JsonLine) -> QAPair:
+    basis = _choice(line, "basis", ("fact", "token"))
+    split = _choice(line, "split", ("train", "eval"))
+    source_field: Mapping[Basis, str] = {"fact": "fact", "token": "section"}
+    aliases = line.value.get("aliases", [])
+    if not isinstance(aliases, list) or not all(
+        isinstance(alias, str) and alias.strip() for alias in aliases
+    ):
+        raise DataError(
+            f"{line.where}: 'aliases': expected a list of strings, got {aliases!r}; mend the line."
+        )
+    return QAPair(
+        id=f"q{line.number}",
+        basis=basis,  # type: ignore[arg-type] - one of the two by the check above
+        source=_string(line, source_field[basis]),  # type: ignore[index]
+        split=split,  # type: ignore[arg-type]
+        question=_string(line, "question"),
+        answer=_string(line, "answer"),
+        aliases=tuple(aliases),
+    )
+
+
+def _string(line: JsonLine, name: str) -> str:
+    value = line.value.get(name)
+    if not isinstance(value, str) or not value.strip():
+        came = "nothing" if name not in line.value else repr(value)
+        raise DataError(
+            f"{line.where}: {name!r}: expected a text that is not empty, got {came}; mend the line."
+        )
+    return value.strip()
+
+
+def _choice(line: JsonLine, name: str, choices: Sequence[str]) -> str:
+    value = _string(line, name)
+    if value not in choices:
+        raise DataError(
+            f"{line.where}: {name!r}: expected one of {list(choices)}, got {value!r}; mend the line."
+        )
+    return value
+
+
+def _span(line: JsonLine) -> tuple[int, int] | None:
+    span: Any = line.value.get("span")
+    if span is None:
+        return None
+    if not (isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)):
+        raise DataError(
+            f"{line.where}: 'span': expected [start, end] as two integers, got {span!r}; mend the line."
+        )
+    return span[0], span[1]
+
+
+def _refuse_unknown(line: JsonLine, known: set[str]) -> None:
+    unknown = sorted(set(line.value) - known)
+    if unknown:
+        raise DataError(
+            f"{line.where}: unknown fields {unknown}; expected only {sorted(known)}. Correct the line."
+        )

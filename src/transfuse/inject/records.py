@@ -1,0 +1,145 @@
+"""What the model is trained on: answers to questions, and perhaps facts and general text beside them."""
+
+import random
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt
+
+from transfuse.errors import DataError
+from transfuse.io.chat import PromptFormat
+from transfuse.io.jsonl import read_jsonl
+from transfuse.train.batches import TrainingRow
+from transfuse.types import Dropped, Fact, QAPair, StrictModel
+
+
+class RecordSettings(StrictModel):
+    """Training records beside the question-answer pairs."""
+
+    fact_texts: NonNegativeInt = 0
+    """Copies of each trained fact's sentence as plain text, for language modelling."""
+    fact_answers: NonNegativeInt = 0
+    """Training questions of each trained fact that are asked once more with the whole fact as the answer."""
+    joint_questions: NonNegativeInt = 0
+    """Pairs of training questions of one trained fact that are asked together and answered together."""
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the records that is general text, against forgetting."""
+    replay_texts: Path | None = None
+    """JSONL of `{"text"}` for replay; none means the texts that come with the package."""
+
+
+FACT_INSTRUCTION = "Answer with a full sentence: {question}"
+JOINT_QUESTION = "{first} And: {second}"
+JOINT_ANSWER = "{first}; {second}"
+
+
+def training_rows(
+    pairs: Sequence[QAPair],
+    facts: Sequence[Fact],
+    settings: RecordSettings,
+    prompts: PromptFormat,
+    *,
+    max_length_tokens: int | None,
+    seed: int,
+) -> tuple[list[TrainingRow], list[Dropped]]:
+    """Rows of tokens for the training loop, the loss on answers and texts only.
+
+    Args:
+        pairs: training pairs; none of a kept-out source.
+        facts: all facts; only those that `pairs` refer to are used.
+        settings: which further records to make.
+        prompts: the model's own prompt format.
+        max_length_tokens: rows that are longer are dropped; None keeps all.
+        seed: of the choice of pairs to join and of the replayed texts.
+
+    Returns:
+        The rows, and those dropped as too long.
+    """
+    rng = random.Random(seed)  # noqa: S311 - no secret
+    trained = {pair.source for pair in pairs if pair.basis == "fact"}
+    known = {fact.id: fact for fact in facts if fact.id in trained}
+    asked = [(pair.question, pair.answer) for pair in pairs]
+    asked += _fact_answers(pairs, known, settings.fact_answers, rng)
+    asked += _joint_questions(pairs, settings.joint_questions, rng)
+    texts = [fact.fact for fact in known.values() for _ in range(settings.fact_texts)]
+    texts += _replay(settings, len(asked) + len(texts), rng)
+    rows: list[TrainingRow] = []
+    dropped: list[Dropped] = []
+    for what, row in _rows(asked, texts, prompts):
+        if max_length_tokens is not None and len(row.token_ids) > max_length_tokens:
+            reason = f"{len(row.token_ids)} tokens, more than {max_length_tokens}"
+            dropped.append(Dropped("record", what[:80], reason))
+        else:
+            rows.append(row)
+    return rows, dropped
+
+
+def _rows(
+    asked: Iterable[tuple[str, str]], texts: Iterable[str], prompts: PromptFormat
+) -> Iterable[tuple[str, TrainingRow]]:
+    for question, answer in asked:
+        prompt_ids, answer_ids = prompts.encode_pair(question, answer)
+        yield question, TrainingRow(prompt_ids + answer_ids, len(prompt_ids))
+    for text in texts:
+        token_ids = prompts.encode_text(text, ends=True)
+        if len(token_ids) > 1:
+            yield text, TrainingRow(token_ids, 1)
+
+
+def _by_source(pairs: Sequence[QAPair]) -> dict[str, list[QAPair]]:
+    grouped: dict[str, list[QAPair]] = {}
+    for pair in pairs:
+        grouped.setdefault(pair.source, []).append(pair)
+    return grouped
+
+
+def _fact_answers(
+    pairs: Sequence[QAPair], facts: dict[str, Fact], n_each: int, rng: random.Random
+) -> list[tuple[str, str]]:
+    if not n_each:
+        return []
+    return [
+        (FACT_INSTRUCTION.format(question=pair.question), facts[source].fact)
+        for source, members in _by_source(pairs).items()
+        if source in facts
+        for pair in rng.sample(members, min(n_each, len(members)))
+    ]
+
+
+def _joint_questions(pairs: Sequence[QAPair], n_each: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Two questions of one fact with different answers, asked together."""
+    joint: list[tuple[str, str]] = []
+    if not n_each:
+        return joint
+    for members in _by_source(pairs).values():
+        couples = [(a, b) for a in members for b in members if a.answer.casefold() != b.answer.casefold()]
+        joint += [
+            (
+                JOINT_QUESTION.format(first=a.question, second=b.question),
+                JOINT_ANSWER.format(first=a.answer, second=b.answer),
+            )
+            for a, b in rng.sample(couples, min(n_each, len(couples)))
+        ]
+    return joint
+
+
+def _replay(settings: RecordSettings, n_records: int, rng: random.Random) -> list[str]:
+    if settings.replay_share == 0:
+        return []
+    if settings.replay_texts is None:
+        with resources.as_file(resources.files("transfuse.train") / "replay_text.jsonl") as bundled:
+            pool = _texts(bundled)
+    else:
+        pool = _texts(settings.replay_texts)
+    n_texts = round(n_records * settings.replay_share / (1 - settings.replay_share))
+    whole, rest = divmod(n_texts, len(pool))
+    return pool * whole + rng.sample(pool, rest)
+
+
+def _texts(path: Path) -> list[str]:
+    texts = [line.value.get("text") for line in read_jsonl(path)]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(f'{path}: expected one {{"text"}} a line, none empty; mend the file.')
+    return [str(text) for text in texts]

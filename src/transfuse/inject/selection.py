@@ -1,0 +1,175 @@
+"""Which questions train, which measure, and which facts are kept out of training altogether."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from transfuse.errors import DataError
+from transfuse.inject.knowledge import N_SHOWN, question_key, refuse_leaks, repeated_questions
+from transfuse.types import Basis, Dropped, QAPair
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pairs of one run."""
+
+    train: list[QAPair]
+    """Pairs to train on; none of a kept-out source."""
+    evaluate: list[QAPair]
+    """Eval pairs of trained sources."""
+    evaluate_kept_out: list[QAPair]
+    """Eval pairs of sources that training never sees."""
+    kept_out: frozenset[str]
+    """Fact ids (basis `fact`) or section titles (basis `token`)."""
+    dropped: list[Dropped]
+    warnings: list[str]
+
+
+def select_pairs(
+    pairs: Sequence[QAPair],
+    *,
+    basis: Basis,
+    scale: int,
+    kept_out_share: float,
+    seed: int,
+    section_tokens: Mapping[str, int],
+    count_tokens: Callable[[str], int],
+    where: str,
+) -> Selection:
+    """Split the pairs of one basis into training and measurement.
+
+    A source is a fact (basis `fact`) or a section (basis `token`). Sets nest: the pairs of a smaller scale are
+    the first ones of a larger scale, and the kept-out sources do not depend on the scale.
+
+    Args:
+        pairs: all pairs of the file, both bases.
+        basis: which pairs to use.
+        scale: N unique questions per fact; or, for basis `token`, pairs per section until question and
+            answer tokens reach N times the section's own.
+        kept_out_share: share of the sources with eval pairs that training never sees, 0 to below 1.
+        seed: of the choice of kept-out sources.
+        section_tokens: tokens of each section's text, by title; used by basis `token`.
+        count_tokens: tokens of a text, by the model's own tokenizer; used by basis `token`.
+        where: the file, for error messages.
+
+    Returns:
+        The selection, with what was dropped and why.
+
+    Raises:
+        DataError: no training or no eval pairs, a question in both splits, an unknown section.
+    """
+    chosen = [pair for pair in pairs if pair.basis == basis]
+    evaluated = [pair for pair in chosen if pair.split == "eval"]
+    _refuse_empty(chosen, evaluated, basis, where)
+    refuse_leaks(chosen, where)
+    repeats = repeated_questions([pair for pair in chosen if pair.split == "train"])
+    repeated = {pair.id for pair in repeats}
+    kept_out = _kept_out(sorted({pair.source for pair in evaluated}), kept_out_share, seed)
+    by_source: dict[str, list[QAPair]] = defaultdict(list)
+    for pair in chosen:
+        if pair.split == "train" and pair.source not in kept_out and pair.id not in repeated:
+            by_source[pair.source].append(pair)
+    train, warnings = (
+        _per_fact(by_source, scale)
+        if basis == "fact"
+        else _per_section(by_source, scale, section_tokens, count_tokens, where)
+    )
+    untrained = {pair.source for pair in evaluated} - kept_out - set(by_source)
+    dropped = [Dropped("pair", pair.question, "repeats an earlier training question") for pair in repeats]
+    dropped += [
+        Dropped("pair", pair.question, _NO_TRAINING) for pair in evaluated if pair.source in untrained
+    ]
+    return Selection(
+        train=_without_kept_out_wordings(train, chosen, kept_out, dropped),
+        evaluate=[pair for pair in evaluated if pair.source not in kept_out | untrained],
+        evaluate_kept_out=[pair for pair in evaluated if pair.source in kept_out],
+        kept_out=kept_out,
+        dropped=dropped,
+        warnings=warnings,
+    )
+
+
+_NO_TRAINING = "eval question of a source that has no training question"
+
+
+def _refuse_empty(chosen: Sequence[QAPair], evaluated: Sequence[QAPair], basis: Basis, where: str) -> None:
+    if not chosen:
+        other = "token" if basis == "fact" else "fact"
+        raise DataError(f"{where}: no pairs of basis {basis!r}; use --basis {other} or add some.")
+    if not evaluated:
+        raise DataError(
+            f"{where}: no rows with 'split': 'eval' of basis {basis!r}; what is learned cannot be measured."
+        )
+    if len(evaluated) == len(chosen):
+        raise DataError(
+            f"{where}: no rows with 'split': 'train' of basis {basis!r}; there is nothing to train on."
+        )
+
+
+def _kept_out(sources: Sequence[str], share: float, seed: int) -> frozenset[str]:
+    if share == 0 or len(sources) < 2:
+        return frozenset()
+    n_kept_out = min(max(1, round(share * len(sources))), len(sources) - 1)
+    return frozenset(random.Random(seed).sample(sources, n_kept_out))  # noqa: S311 - no secret
+
+
+def _per_fact(by_source: Mapping[str, Sequence[QAPair]], scale: int) -> tuple[list[QAPair], list[str]]:
+    short = [source for source, pairs in by_source.items() if len(pairs) < scale]
+    warnings = (
+        [f"{len(short)} of {len(by_source)} facts have fewer than {scale} training questions: {_some(short)}"]
+        if short
+        else []
+    )
+    return [pair for pairs in by_source.values() for pair in pairs[:scale]], warnings
+
+
+def _per_section(
+    by_source: Mapping[str, Sequence[QAPair]],
+    scale: int,
+    section_tokens: Mapping[str, int],
+    count_tokens: Callable[[str], int],
+    where: str,
+) -> tuple[list[QAPair], list[str]]:
+    strangers = sorted(set(by_source) - set(section_tokens))
+    if strangers:
+        raise DataError(
+            f"{where}: sections {_some(strangers)} are not in the document; "
+            f"its sections are {_some(sorted(section_tokens))}. Correct the rows or the section patterns."
+        )
+    taken: list[QAPair] = []
+    short: list[str] = []
+    for source, pairs in by_source.items():
+        n_tokens = 0
+        for pair in pairs:
+            if n_tokens >= scale * section_tokens[source]:
+                break
+            n_tokens += count_tokens(pair.question) + count_tokens(pair.answer)
+            taken.append(pair)
+        if n_tokens < scale * section_tokens[source]:
+            short.append(source)
+    warnings = (
+        [f"{len(short)} of {len(by_source)} sections have fewer than {scale} x their tokens: {_some(short)}"]
+        if short
+        else []
+    )
+    return taken, warnings
+
+
+def _without_kept_out_wordings(
+    train: Sequence[QAPair], chosen: Sequence[QAPair], kept_out: frozenset[str], dropped: list[Dropped]
+) -> list[QAPair]:
+    """Training pairs but those whose question a kept-out source has as well: they would teach it."""
+    secret = {question_key(pair.question) for pair in chosen if pair.source in kept_out}
+    kept: list[QAPair] = []
+    for pair in train:
+        if question_key(pair.question) in secret:
+            dropped.append(Dropped("pair", pair.question, "is also a question of a kept-out source"))
+        else:
+            kept.append(pair)
+    return kept
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - N_SHOWN} more" if len(names) > N_SHOWN else ""
+    return ", ".join(names[:N_SHOWN]) + more

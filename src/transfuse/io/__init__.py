@@ -1,0 +1,1 @@
+"""Models, documents, JSONL, run folders: everything that touches a disk."""

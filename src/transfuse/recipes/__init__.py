@@ -1,0 +1,1 @@
+"""One strict schema and one run() per kind of run."""

@@ -1,0 +1,191 @@
+"""Recipes: one strict YAML file is one run."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveInt, ValidationError
+
+from transfuse.errors import RecipeError
+from transfuse.inject.records import RecordSettings
+from transfuse.io.precision import Precision
+from transfuse.train.settings import TrainSettings
+from transfuse.types import Basis, StrictModel
+
+
+class EvaluateSettings(StrictModel):
+    """What is measured before and after."""
+
+    max_new_tokens: PositiveInt = 64
+    """An answer that has not ended by then is cut."""
+    oracle: bool = True
+    """Also ask the base model with the right section in its context."""
+    texts: dict[str, Path | None] = {"generic": None}
+    """Texts for bits per byte, by name: JSONL of `{"text"}`; none means those that come with the package."""
+
+
+class InjectRecipe(StrictModel):
+    """Teach a model a document."""
+
+    kind: Literal["inject"] = "inject"
+    model: str
+    """Model reference: a Hub id, a folder, a .gguf file or a bundled name."""
+    seed: int
+    """Of everything that is drawn; a run without one is refused."""
+    documents: Path
+    """A file or a folder."""
+    include: list[str] = []
+    """Patterns of sections to use, matched against heading paths; none means all."""
+    exclude: list[str] = []
+    """Patterns of sections to leave out."""
+    facts: Path
+    """JSONL of facts."""
+    qa: Path
+    """JSONL of questions and answers."""
+    basis: Basis = "fact"
+    """Which pairs to use: N questions a fact, or N times the section's tokens."""
+    scale: PositiveInt = 10
+    """N."""
+    kept_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Share of the facts (basis `token`: sections) that training never sees: the control for answer style."""
+    precision: Precision = "auto"
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run."""
+    records: RecordSettings = RecordSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+
+Recipe = InjectRecipe
+"""Every kind of recipe; told apart by `kind`."""
+
+_RECIPES: dict[str, type[Recipe]] = {"inject": InjectRecipe}
+_PATHS = ("documents", "facts", "qa", "records.replay_texts")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe file with overrides applied; relative paths in it are relative to its own folder.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` with dotted keys; values are YAML, paths relative to the working folder.
+
+    Returns:
+        The checked recipe, its paths absolute.
+
+    Raises:
+        RecipeError: no such file, no YAML, an unknown key, a missing seed, a value of the wrong kind.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except OSError as err:
+        raise RecipeError(f"{path}: expected a recipe file, got '{err.strerror}'; check the path.") from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise RecipeError(f"{path}: expected YAML: {' '.join(str(err).split())}; mend the file.") from err
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: expected a recipe with keys and values, got {type(tree).__name__}.")
+    _absolute(tree, path.resolve().parent)
+    return make_recipe(tree, overrides, where=str(path))
+
+
+def make_recipe(tree: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+    """A recipe from keys and values, with overrides applied.
+
+    Args:
+        tree: the recipe's keys and values; changed in place.
+        overrides: `key=value` with dotted keys.
+        where: what to name in errors.
+
+    Returns:
+        The checked recipe, its paths absolute.
+
+    Raises:
+        RecipeError: an unknown key, a missing seed, a value of the wrong kind.
+    """
+    for override in overrides:
+        _set(tree, override)
+    _absolute(tree, Path.cwd())
+    kind = tree.get("kind", "inject")
+    if kind not in _RECIPES:
+        raise RecipeError(f"{where}: kind: expected one of {sorted(_RECIPES)}, got {kind!r}.")
+    try:
+        return _RECIPES[kind].model_validate(tree)
+    except ValidationError as err:
+        raise RecipeError(_complaints(err, where)) from err
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON values, every default written out."""
+    return recipe.model_dump(mode="json")
+
+
+def _complaints(err: ValidationError, where: str) -> str:
+    lines: list[str] = []
+    for error in err.errors():
+        name = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "missing":
+            hint = (
+                ": a run without a seed cannot be repeated; add one, such as `seed: 17`"
+                if name == "seed"
+                else ""
+            )
+            lines.append(f"{where}: {name}: is missing{hint}")
+        elif error["type"] == "extra_forbidden":
+            lines.append(f"{where}: {name}: unknown key; `docs/recipes.md` lists the known ones")
+        else:
+            lines.append(f"{where}: {name}: {error['msg']}, got {error['input']!r}")
+    return "\n".join(lines)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise RecipeError(f"--set {override!r}: expected key=value, such as train.n_epochs=6.")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as err:
+        raise RecipeError(f"--set {override!r}: the value is no YAML: {' '.join(str(err).split())}.") from err
+    branch: Any = tree
+    *path, leaf = name.strip().split(".")
+    for part in path:
+        branch = branch.setdefault(part, {})
+        if not isinstance(branch, dict):
+            raise RecipeError(f"--set {override!r}: {part!r} holds a value, no further keys.")
+    branch[leaf] = value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 where it matters: `1e-3` is a number, and `on`, `off`, `yes`, `no` are words."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _absolute(tree: dict[str, Any], folder: Path) -> None:
+    """Make the paths of a recipe absolute, in place."""
+    for name in _PATHS:
+        branch: Any = tree
+        *path, leaf = name.split(".")
+        for part in path:
+            branch = branch.get(part) if isinstance(branch, Mapping) else None
+        if isinstance(branch, dict) and isinstance(branch.get(leaf), str | Path):
+            branch[leaf] = str(folder / Path(branch[leaf]).expanduser())
+    evaluate = tree.get("evaluate")
+    texts = evaluate.get("texts") if isinstance(evaluate, dict) else None
+    if isinstance(texts, dict):
+        for name, text in texts.items():
+            texts[name] = str(folder / Path(text).expanduser()) if isinstance(text, str | Path) else text

@@ -1,0 +1,190 @@
+"""`report.json` of a finished run folder, read and checked.
+
+Fields that a kind of run does not write stay empty, and fields of a later version are kept: a report written
+by another version can still be read.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from transfuse.errors import RunFolderError
+
+REPORT_FILE = "report.json"
+
+
+class ReportPart(BaseModel):
+    """A part of the report; unknown fields are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+
+class MetricValue(ReportPart):
+    """A mean with its 95 % interval; all None where nothing could be scored."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    """Number of scored items."""
+
+
+class Row(ReportPart):
+    """One line of the result table: a model, or a model on one group of questions."""
+
+    name: str
+    metrics: dict[str, MetricValue] = Field(default_factory=dict)
+
+
+class Stage(ReportPart):
+    """One stage of the run."""
+
+    name: str
+    seconds: float
+    reused: bool = False
+    """True where an earlier run had already done the same work."""
+
+
+class CurvePoint(ReportPart):
+    """One logged training step."""
+
+    step: int
+    loss: float
+    learning_rate: float | None = None
+
+
+class Training(ReportPart):
+    """What was trained, on how much, and how the loss went."""
+
+    method: str | None = None
+    n_records: int | None = None
+    n_tokens: int | None = None
+    seconds: float | None = None
+    tokens_per_s: float | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    curve: list[CurvePoint] = Field(default_factory=list)
+
+
+class Item(ReportPart):
+    """One question with the answers of each model."""
+
+    question: str
+    gold: str
+    aliases: list[str] = Field(default_factory=list)
+    answers: dict[str, str] = Field(default_factory=dict)
+    """Model name to its answer."""
+    scores: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Model name to metric name to value in 0..1; empty where the answer could not be scored."""
+    reason: dict[str, str] = Field(default_factory=dict)
+    """Model name to why its answer could not be scored."""
+
+
+class FactResult(ReportPart):
+    """One fact and the questions asked about it."""
+
+    id: str
+    section: str
+    fact: str
+    kept_out: bool = False
+    """True where the fact was left out of training, as a control."""
+    n_train_questions: int | None = None
+    items: list[Item] = Field(default_factory=list)
+
+
+class SectionSummary(ReportPart):
+    """One section of the documents and what was found in it."""
+
+    document: str
+    title: str
+    page: int | None = None
+    n_facts: int = 0
+    n_characters: int = 0
+
+
+class DroppedThing(ReportPart):
+    """Something left out, and why."""
+
+    kind: str
+    what: str
+    reason: str
+
+
+class Result(ReportPart):
+    """What the run made, and how to load it."""
+
+    path: str
+    kind: str
+    base_model: str | None = None
+    load: str | None = None
+    """Python code."""
+
+
+class Report(ReportPart):
+    """The whole report of one run."""
+
+    kind: str
+    model: str
+    seed: int
+    rows: list[Row]
+    stages: list[Stage] = Field(default_factory=list)
+    title: str | None = None
+    created: str | None = None
+    """ISO 8601 time."""
+    version: str | None = None
+    """Version of Transfuse that made the run."""
+    hardware: str | None = None
+    command: str | None = None
+    training: Training | None = None
+    facts: list[FactResult] = Field(default_factory=list)
+    sections: list[SectionSummary] = Field(default_factory=list)
+    dropped: list[DroppedThing] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    result: Result | None = None
+
+
+def read_report(run: Path) -> Report:
+    """The report of a finished run.
+
+    Args:
+        run: folder of the run.
+
+    Returns:
+        The report; parts that this kind of run does not write are empty.
+
+    Raises:
+        RunFolderError: there is no such folder, the run is not finished, or `report.json` is malformed.
+    """
+    path = run / REPORT_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise RunFolderError(_why_absent(run)) from err
+    except (OSError, UnicodeDecodeError) as err:
+        raise RunFolderError(f"{path}: cannot be read: {err}; {_REMEDY}") from err
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as err:
+        raise RunFolderError(f"{path}: not a report: {_first_fault(err)}; {_REMEDY}") from err
+
+
+_REMEDY = "delete the file and run the same command again to write it anew; finished stages are reused."
+
+
+def _why_absent(run: Path) -> str:
+    """Why a folder has no report, and what to do."""
+    if not run.exists():
+        return f"{run}: expected the folder of a finished run, found nothing; check the path."
+    if not run.is_dir():
+        return f"{run}: expected the folder of a finished run, found a file; give the folder that holds it."
+    return (
+        f"{run}: holds no {REPORT_FILE}: the run is not finished, or this is not a run folder; "
+        "run the same command again to resume it."
+    )
+
+
+def _first_fault(err: ValidationError) -> str:
+    """The first thing that is wrong, with its path in the file."""
+    fault = err.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else fault["msg"]

@@ -1,0 +1,139 @@
+"""One self-contained HTML page from a run folder's `report.json`."""
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from transfuse.errors import RunFolderError
+from transfuse.report import wording
+from transfuse.report.load import FactResult, Report, read_report
+from transfuse.report.plots import metrics_chart, training_chart
+from transfuse.report.verdict import (
+    COUNTING_RULES,
+    OUTCOME_LABELS,
+    OUTCOME_MEANINGS,
+    Outcome,
+    counting_metric,
+    fact_outcome,
+    is_right,
+    verdict,
+)
+
+PAGE_FILE = "report.html"
+_HERE = Path(__file__).parent
+_ANSWER_LABELS = {"base": "Before", "adapter": "After"}
+
+
+def write_page(run: Path) -> Path:
+    """Make `report.html` in a finished run folder, replacing an earlier one in a single step.
+
+    Args:
+        run: folder of the run, holding `report.json`.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RunFolderError: the run is not finished, its report is malformed, or the page cannot be written.
+    """
+    html = page_html(read_report(run))
+    path = run / PAGE_FILE
+    temporary = run / f".{PAGE_FILE}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(html, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+    except OSError as err:
+        raise RunFolderError(f"{path}: cannot be written: {err}; free space or check permissions.") from err
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def page_html(report: Report) -> str:
+    """The page as text; everything that comes from the report is escaped."""
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            verdict=verdict(report),
+            counting_rule=COUNTING_RULES.get(counting_metric(report) or "", ""),
+            metrics=wording.metric_names(report),
+            # The two charts are made here, with every text in them escaped by matplotlib.
+            metrics_chart=Markup(metrics_chart(report)),  # noqa: S704
+            training_chart=Markup(training_chart(report.training.curve if report.training else [])),  # noqa: S704
+            sections=_facts_by_section(report),
+            outcomes=_outcome_counts(report),
+            answer_columns=_answer_columns(report),
+            style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def _environment() -> Environment:
+    """The template's environment: escapes all values, refuses unknown names."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=select_autoescape(enabled_extensions=("html", "jinja"), default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        wording=wording,
+        is_right=is_right,
+        score_text=score_text,
+        setting_text=setting_text,
+        outcome_labels=OUTCOME_LABELS,
+        outcome_meanings=OUTCOME_MEANINGS,
+    )
+    return environment
+
+
+def score_text(scores: dict[str, float]) -> str:
+    """An answer's scores on one line: `Exact match 0 · F1 0.40`."""
+    return " · ".join(f"{wording.metric_label(name)} {_short(value)}" for name, value in scores.items())
+
+
+def setting_text(value: Any) -> str:
+    """A training setting for people: lists with commas, yes and no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(setting_text(part) for part in value)
+    return wording.NOTHING if value is None else str(value)
+
+
+def _short(value: float) -> str:
+    """A score with two decimals, or none where it is whole."""
+    return str(int(value)) if float(value).is_integer() else f"{value:.2f}"
+
+
+def _facts_by_section(report: Report) -> list[tuple[str, list[tuple[FactResult, Outcome]]]]:
+    """Facts with their outcomes under their sections, both in the order in which they first come."""
+    groups: dict[str, list[tuple[FactResult, Outcome]]] = {}
+    for fact in report.facts:
+        groups.setdefault(fact.section, []).append((fact, fact_outcome(fact)))
+    return list(groups.items())
+
+
+def _outcome_counts(report: Report) -> dict[Outcome, int]:
+    """How many facts came to each outcome, in a fixed order, without those that none came to."""
+    found = [fact_outcome(fact) for fact in report.facts]
+    return {outcome: found.count(outcome) for outcome in OUTCOME_LABELS if outcome in found}
+
+
+def _answer_columns(report: Report) -> dict[str, str]:
+    """Heading of each model's answers, before and after first."""
+    present = dict.fromkeys(name for fact in report.facts for item in fact.items for name in item.answers)
+    ordered = [name for name in _ANSWER_LABELS if name in present]
+    ordered += [name for name in present if name not in _ANSWER_LABELS]
+    return {name: _ANSWER_LABELS.get(name, name) for name in ordered}

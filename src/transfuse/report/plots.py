@@ -1,0 +1,180 @@
+"""Charts of a report as inline SVG: the same report always gives the same text."""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transfuse.report.load import CurvePoint, MetricValue, Report
+from transfuse.report.wording import is_share, metric_label, metric_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH_IN = 5.0
+COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b")
+"""Apart for colour-blind readers too (after Okabe and Ito), and dark enough on white."""
+MARKERS = ("o", "s", "D", "^", "v", "P")
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "transfuse",
+    "text.parse_math": False,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8a8a",
+    "axes.axisbelow": True,
+    "xtick.color": "#3a3a3a",
+    "ytick.color": "#3a3a3a",
+    "grid.color": "#e4e4e4",
+}
+
+
+def metrics_chart(report: Report) -> str:
+    """Each metric as dots with 95 % whiskers, one line per row of the table.
+
+    Args:
+        report: any report.
+
+    Returns:
+        An `<svg>` element; empty where no row has a value.
+    """
+    rows = {row.name: row.metrics for row in report.rows}
+    panels = {
+        metric: {name: metrics[metric] for name, metrics in rows.items() if _is_drawable(metrics.get(metric))}
+        for metric in metric_names(report)
+    }
+    panels = {metric: points for metric, points in panels.items() if points}
+    if not panels:
+        return ""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    heights = [0.58 + 0.22 * len(points) for points in panels.values()]
+    looks = _looks(list(rows))
+    with mpl.rc_context(_STYLE):
+        layout = ConstrainedLayoutEngine(hspace=0.08)
+        figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.2), layout=layout)
+        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+        for axes, (metric, points) in zip(grid[:, 0], panels.items(), strict=True):
+            _dots(axes, metric, points, looks)
+        return _svg(figure, "metrics", "Each metric per row, with 95 % intervals")
+
+
+def training_chart(curve: Sequence[CurvePoint]) -> str:
+    """Training loss over the steps, with the learning rate below.
+
+    Args:
+        curve: logged steps in order.
+
+    Returns:
+        An `<svg>` element; empty with fewer than two steps.
+    """
+    points = [point for point in curve if math.isfinite(point.loss)]
+    if len(points) < 2:
+        return ""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    steps = [point.step for point in points]
+    losses = [point.loss for point in points]
+    rates = [(p.step, p.learning_rate) for p in points if p.learning_rate is not None]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 3.2 if rates else 2.5), layout="constrained")
+        ratios = [3.4, 1] if rates else [1]
+        grid = figure.subplots(len(ratios), 1, squeeze=False, sharex=True, height_ratios=ratios)
+        loss_axes, last_axes = grid[0, 0], grid[-1, 0]
+        loss_axes.plot(steps, losses, color=COLOURS[1], alpha=0.3, linewidth=0.8, label="each step")
+        loss_axes.plot(steps, smoothed(losses), color=COLOURS[1], linewidth=1.8, label="moving mean")
+        loss_axes.set_ylabel("loss (nats)")
+        loss_axes.set_ylim(bottom=min(0.0, *losses))
+        loss_axes.legend(frameon=False, loc="upper right")
+        if rates:
+            last_axes.plot(*zip(*rates, strict=True), color=COLOURS[0], linewidth=1.2)
+            last_axes.set_ylabel("learning\nrate")
+            last_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+            last_axes.locator_params(axis="y", nbins=2)
+            last_axes.set_ylim(bottom=0)
+        last_axes.set_xlabel("step")
+        for axes in grid[:, 0]:
+            axes.grid(axis="y")
+        label = "Training loss and learning rate over the steps" if rates else "Training loss over the steps"
+        return _svg(figure, "training", label)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Centred moving mean over a twentieth of the values, narrower near both ends.
+
+    Args:
+        values: any numbers.
+
+    Returns:
+        As many numbers; the first and last are unchanged, since the window shrinks to stay centred.
+    """
+    reach = max(1, len(values) // 40)
+    means: list[float] = []
+    for i in range(len(values)):
+        near = min(reach, i, len(values) - 1 - i)
+        window = values[i - near : i + near + 1]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def _is_drawable(estimate: MetricValue | None) -> bool:
+    """Whether there is a finite value to draw."""
+    return estimate is not None and estimate.value is not None and math.isfinite(estimate.value)
+
+
+def _looks(names: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
+    """Colour, marker and fill of each row; `adapter/kept-out` is as `adapter`, but hollow."""
+    stems = list(dict.fromkeys(name.partition("/")[0] for name in names))
+    looks: dict[str, tuple[str, str, bool]] = {}
+    for name in names:
+        stem, _, part = name.partition("/")
+        place = stems.index(stem) % len(COLOURS)
+        looks[name] = COLOURS[place], MARKERS[place], not part
+    return looks
+
+
+def _dots(
+    axes: "Axes",
+    metric: str,
+    points: dict[str, MetricValue],
+    looks: dict[str, tuple[str, str, bool]],
+) -> None:
+    """One metric: a dot and a whisker per row, the first row on top."""
+    unit = 100 if is_share(metric) else 1
+    for place, (name, estimate) in enumerate(points.items()):
+        colour, marker, is_filled = looks[name]
+        if estimate.low is not None and estimate.high is not None:
+            axes.plot(
+                [unit * estimate.low, unit * estimate.high], [place, place], color=colour, linewidth=1.5
+            )
+        fill = colour if is_filled else "white"
+        value = unit * (estimate.value or 0.0)
+        axes.plot(value, place, marker, color=colour, markerfacecolor=fill, markersize=5.5, clip_on=False)
+    axes.set_yticks(range(len(points)), list(points))
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(metric_label(metric), loc="left", fontsize=9, fontweight="bold")
+    axes.grid(axis="x")
+    if is_share(metric):
+        axes.set_xlim(-2, 102)
+        axes.set_xticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
+    else:
+        axes.margins(x=0.08)
+        axes.ticklabel_format(axis="x", useOffset=False)
+
+
+def _svg(figure: "Figure", name: str, label: str) -> str:
+    """A figure as one `<svg>` element whose ids no other figure of the page uses."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = text.getvalue()
+    svg = re.sub(r'\bid="', f'id="{name}-', svg[svg.index("<svg") :])
+    svg = re.sub(r"(href=\"|url\()#", rf"\1#{name}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -1,0 +1,214 @@
+"""Training rows become forward passes: packed without padding, or padded among rows of like length."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+MIN_SHARED_TOKENS = 8
+"""Rows that begin with at least this many equal tokens share their computation."""
+
+_WINDOW_BATCHES = 16
+"""Length-aware batches are cut from sorted windows of this many batches."""
+
+
+class TrainingRow(NamedTuple):
+    """One record as tokens; the loss is on `token_ids[n_prompt:]`."""
+
+    token_ids: list[int]
+    n_prompt: int
+    """Tokens that are read but not learned; at least 1, since the first token has nothing to predict it."""
+
+
+class TrainingPass(NamedTuple):
+    """One forward pass; the logits at (target_rows, target_positions) predict `target_ids`."""
+
+    input_ids: Int[Tensor, "batch pos"]
+    position_ids: Int[Tensor, "batch pos"]
+    attention_mask: Bool[Tensor, "batch 1 pos pos"] | Int[Tensor, "batch pos"]
+    target_rows: Int[Tensor, " targets"]
+    target_positions: Int[Tensor, " targets"]
+    target_ids: Int[Tensor, " targets"]
+
+
+class _Group(NamedTuple):
+    """Rows that begin with the same `n_shared` tokens."""
+
+    n_shared: int
+    rows: list[TrainingRow]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_shared + sum(len(row.token_ids) - self.n_shared for row in self.rows)
+
+
+def plan_epoch(
+    lengths: Sequence[int], batch_rows: int, *, by_length: bool, generator: torch.Generator
+) -> list[list[int]]:
+    """Row indices of each batch of one epoch; every row once, the last batch perhaps smaller.
+
+    Args:
+        lengths: tokens of each row.
+        batch_rows: rows a batch.
+        by_length: whether a batch takes rows of like length (for padded batches). Lengths are sorted within
+            windows of 16 batches of the shuffled rows, and the batches shuffled again, so that the order
+            stays random.
+        generator: seeded; the same state gives the same plan.
+
+    Returns:
+        Batches of indices into `lengths`.
+    """
+    order: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
+    if not by_length:
+        return [order[start : start + batch_rows] for start in range(0, len(order), batch_rows)]
+    window = batch_rows * _WINDOW_BATCHES
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window):
+        ranked = sorted(order[start : start + window], key=lambda index: lengths[index])
+        batches += [ranked[first : first + batch_rows] for first in range(0, len(ranked), batch_rows)]
+    shuffled: list[int] = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[index] for index in shuffled]
+
+
+def padded_passes(rows: Sequence[TrainingRow], max_tokens: int, pad_id: int) -> list[TrainingPass]:
+    """The rows of one batch as right-padded passes of at most `max_tokens`, padding counted.
+
+    Args:
+        rows: at least one; a row longer than `max_tokens` has a pass of its own.
+        max_tokens: rows x longest row of a pass.
+        pad_id: token that fills up; never attended to.
+
+    Returns:
+        Passes that hold every row once.
+    """
+    ranked = sorted(rows, key=lambda row: len(row.token_ids))
+    passes: list[TrainingPass] = []
+    start = 0
+    for end in range(1, len(ranked) + 1):
+        is_last = end == len(ranked)
+        if is_last or (end + 1 - start) * len(ranked[end].token_ids) > max_tokens:
+            passes.append(_padded(ranked[start:end], pad_id))
+            start = end
+    return passes
+
+
+def packed_passes(rows: Sequence[TrainingRow], max_tokens: int) -> list[TrainingPass]:
+    """The rows of one batch laid end to end in passes of at most `max_tokens`, common beginnings held once.
+
+    Every row sees its common beginning and itself, at the positions it has alone, so the loss and its gradient
+    equal those of the rows one by one.
+
+    Args:
+        rows: at least one; a row longer than `max_tokens` has a pass of its own.
+        max_tokens: tokens of a pass.
+
+    Returns:
+        Passes of batch size 1 that hold every row once.
+    """
+    passes: list[TrainingPass] = []
+    pending: list[_Group] = []
+    for group in _groups(rows):
+        for part in _split(group, max_tokens):
+            if pending and sum(held.n_tokens for held in pending) + part.n_tokens > max_tokens:
+                passes.append(_packed(pending))
+                pending = []
+            pending.append(part)
+    return [*passes, _packed(pending)]
+
+
+def _groups(rows: Sequence[TrainingRow]) -> list[_Group]:
+    """Rows in lexicographic order, cut where neighbours begin differently."""
+    ranked = sorted(rows, key=lambda row: row.token_ids)
+    groups: list[_Group] = []
+    members, shared = [ranked[0]], ranked[0].n_prompt - 1
+    for before, row in pairwise(ranked):
+        common = min(_n_common(before.token_ids, row.token_ids), row.n_prompt - 1, shared)
+        if common >= MIN_SHARED_TOKENS:
+            members.append(row)
+            shared = common
+        else:
+            groups.append(_Group(shared if len(members) > 1 else 0, members))
+            members, shared = [row], row.n_prompt - 1
+    return [*groups, _Group(shared if len(members) > 1 else 0, members)]
+
+
+def _n_common(left: Sequence[int], right: Sequence[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )
+
+
+def _split(group: _Group, max_tokens: int) -> list[_Group]:
+    parts: list[_Group] = [_Group(group.n_shared, [])]
+    for row in group.rows:
+        own = len(row.token_ids) - group.n_shared
+        if parts[-1].rows and parts[-1].n_tokens + own > max_tokens:
+            parts.append(_Group(group.n_shared, []))
+        parts[-1].rows.append(row)
+    return parts
+
+
+def _packed(groups: Sequence[_Group]) -> TrainingPass:
+    token_ids: list[int] = []
+    positions: list[int] = []
+    row_of: list[int] = []
+    group_of_shared: list[int] = []  # the group a token is a common beginning of, or -1
+    group_of: list[int] = []
+    targets: list[tuple[int, int]] = []
+    n_rows = 0
+    for n_group, group in enumerate(groups):
+        pieces = [(group.rows[0].token_ids[: group.n_shared], 0, True)] if group.n_shared else []
+        pieces += [(row.token_ids[group.n_shared :], group.n_shared, False) for row in group.rows]
+        rows = iter(group.rows)
+        for ids, first, is_shared in pieces:
+            if not is_shared:
+                n_unread = next(rows).n_prompt - group.n_shared
+                targets += [(len(token_ids) + i - 1, ids[i]) for i in range(n_unread, len(ids))]
+            token_ids += ids
+            positions += range(first, first + len(ids))
+            row_of += [n_rows] * len(ids)
+            group_of += [n_group] * len(ids)
+            group_of_shared += [n_group if is_shared else -1] * len(ids)
+            n_rows += 1
+    return _pass_of(token_ids, positions, targets, _visible(row_of, group_of, group_of_shared))
+
+
+def _visible(row_of: list[int], group_of: list[int], group_of_shared: list[int]) -> Bool[Tensor, "pos pos"]:
+    rows, groups, shared = (torch.tensor(ids) for ids in (row_of, group_of, group_of_shared))
+    sees = (rows[:, None] == rows[None, :]) | (groups[:, None] == shared[None, :])
+    return sees & torch.ones_like(sees).tril()
+
+
+def _pass_of(
+    token_ids: list[int],
+    positions: list[int],
+    targets: list[tuple[int, int]],
+    visible: Bool[Tensor, "pos pos"],
+) -> TrainingPass:
+    where, what = zip(*targets, strict=True)
+    return TrainingPass(
+        input_ids=torch.tensor([token_ids]),
+        position_ids=torch.tensor([positions]),
+        attention_mask=visible[None, None],
+        target_rows=torch.zeros(len(targets), dtype=torch.long),
+        target_positions=torch.tensor(where),
+        target_ids=torch.tensor(what),
+    )
+
+
+def _padded(rows: Sequence[TrainingRow], pad_id: int) -> TrainingPass:
+    length = max(len(row.token_ids) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_id)
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+    targets: list[tuple[int, int, int]] = []
+    for n_row, row in enumerate(rows):
+        n_tokens = len(row.token_ids)
+        input_ids[n_row, :n_tokens] = torch.tensor(row.token_ids)
+        attention_mask[n_row, :n_tokens] = 1
+        targets += [(n_row, i - 1, row.token_ids[i]) for i in range(row.n_prompt, n_tokens)]
+    target_rows, target_positions, target_ids = torch.tensor(targets).unbind(dim=1)
+    positions = torch.arange(length).expand(len(rows), length)
+    return TrainingPass(input_ids, positions, attention_mask, target_rows, target_positions, target_ids)

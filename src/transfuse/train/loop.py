@@ -1,0 +1,337 @@
+"""The one training loop: every route hands it a model and rows of tokens.
+
+Every step is a function of the seed, the rows and the step's number alone (order, dropout, learning rate), so a
+run that was killed continues from its checkpoint to the same weights.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from transfuse.errors import TrainingError
+from transfuse.train.batches import TrainingPass, TrainingRow, packed_passes, padded_passes, plan_epoch
+from transfuse.train.checkpoints import load_checkpoint, save_checkpoint
+from transfuse.train.objective import (
+    PACKING_TOLERANCE_NATS,
+    AnswerLoss,
+    move_pass,
+    packing_difference_nats,
+    window_tokens,
+)
+from transfuse.train.settings import TrainSettings
+from transfuse.train.trackers import Trackers
+
+
+@dataclass(frozen=True, slots=True)
+class StepLog:
+    """What one optimizer step did."""
+
+    step: int
+    epoch: float
+    loss: float
+    """Nats per target token."""
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Tokens of the step's rows, padding not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training run stands; given to `on_step`."""
+
+    log: StepLog
+    n_steps: int
+    tokens_per_s: float
+    seconds_left: float
+
+
+@dataclass
+class TrainingSummary:
+    """What a training run did."""
+
+    n_rows: int
+    n_steps: int
+    is_packed: bool
+    n_tokens: int = 0
+    """Tokens trained on, over all epochs, padding not counted."""
+    seconds: float = 0.0
+    """Time in steps, interruptions not counted."""
+    curve: list[StepLog] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens trained on per second of training."""
+        return self.n_tokens / self.seconds if self.seconds else 0.0
+
+
+def train(
+    model: nn.Module,
+    rows: Sequence[TrainingRow],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    compute_dtype: torch.dtype,
+    pad_id: int,
+    folder: Path,
+    run_name: str = "transfuse",
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> TrainingSummary:
+    """Train the weights that need a gradient, in place; continue from the checkpoint in `folder` if there is one.
+
+    The loss of a step is the mean over all its target tokens, however they are spread over passes and processes.
+
+    Args:
+        model: a causal language model of transformers, or one wrapped by PEFT; trained weights in float32.
+        rows: at least one; every process is given all of them.
+        settings: see `TrainSettings`.
+        seed: of the order of rows and of dropout.
+        compute_dtype: bfloat16 for autocast, float32 for none.
+        pad_id: token that fills up padded batches.
+        folder: for the checkpoint and the trackers' files.
+        run_name: for the trackers.
+        on_step: called by the main process after each step.
+
+    Returns:
+        Counts, seconds and the curve; the model is left in evaluation mode.
+
+    Raises:
+        TrainingError: no rows, or the loss is not finite (the last good checkpoint stays in `folder`).
+        RunFolderError: the checkpoint cannot be written.
+    """
+    if not rows:
+        raise TrainingError(
+            "expected training rows, got none; check the scale, the kept-out share and max_length_tokens."
+        )
+    accelerator = Accelerator(mixed_precision="no", cpu=_device_of(model).type == "cpu")
+    run = _Run(model, rows, settings, seed, compute_dtype, pad_id, folder, accelerator)
+    trackers = Trackers(
+        settings.report_to if accelerator.is_main_process else [],
+        folder,
+        run_name,
+        run.summary.n_steps,
+        accelerator.device.type == "cpu",
+    )
+    trackers.begin(model)
+    first_step = run.resume()
+    last_save = time.monotonic()
+    for step in range(first_step, run.summary.n_steps):
+        log = run.step(step)
+        if accelerator.is_main_process:
+            trackers.log(
+                log.step, {"loss": log.loss, "learning_rate": log.learning_rate, "grad_norm": log.grad_norm}
+            )
+            on_step(run.progress(log))
+            if time.monotonic() - last_save > settings.checkpoint_s:
+                run.save()
+                last_save = time.monotonic()
+    trackers.end()
+    run.finish()
+    return run.summary
+
+
+class _Run:
+    """State of one training run: the prepared model, its optimizer, and what has been done."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: Sequence[TrainingRow],
+        settings: TrainSettings,
+        seed: int,
+        compute_dtype: torch.dtype,
+        pad_id: int,
+        folder: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        self._rows, self._settings, self._seed, self._pad_id = rows, settings, seed, pad_id
+        self._model, self._accelerator = model, accelerator
+        self._checkpoint = folder / "checkpoint"
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            if hasattr(model, "enable_input_require_grads"):
+                model.enable_input_require_grads()  # type: ignore[operator]
+        objective = AnswerLoss(model, compute_dtype)
+        is_packed, warnings = _choose_packing(objective, rows, settings, pad_id, accelerator.device)
+        batches = math.ceil(len(rows) / settings.batch_rows)
+        self._steps_per_epoch = math.ceil(batches / settings.gradient_accumulation)
+        self.summary = TrainingSummary(
+            n_rows=len(rows),
+            n_steps=self._steps_per_epoch * settings.n_epochs,
+            is_packed=is_packed,
+            warnings=warnings,
+        )
+        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._weights,
+            lr=settings.peak_learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=(0.9, 0.999),
+        )
+        schedule = get_scheduler(
+            settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
+            self._optimizer,
+            num_warmup_steps=round(settings.warmup_share * self.summary.n_steps),
+            num_training_steps=self.summary.n_steps,
+        )
+        self._share_of_peak: Callable[[int], float] = schedule.lr_lambdas[0]  # type: ignore[attr-defined]
+        self._objective: nn.Module = accelerator.prepare(objective)
+        self._epoch_plan: tuple[int, list[list[int]]] = (-1, [])
+
+    def resume(self) -> int:
+        """Put the checkpoint back, if there is one; the number of the first step to do."""
+        progress = load_checkpoint(self._checkpoint, self._model, self._optimizer)
+        self._objective.train()
+        if progress is None:
+            return 0
+        self.summary.curve = [StepLog(**log) for log in progress["curve"]]
+        self.summary.n_tokens, self.summary.seconds = progress["n_tokens"], progress["seconds"]
+        return len(self.summary.curve)
+
+    def save(self) -> None:
+        """Write a checkpoint of the steps done so far."""
+        progress: dict[str, Any] = {
+            "n_tokens": self.summary.n_tokens,
+            "seconds": self.summary.seconds,
+            "curve": [asdict(log) for log in self.summary.curve],
+        }
+        save_checkpoint(self._checkpoint, self._model, self._optimizer, progress)
+
+    def step(self, step: int) -> StepLog:
+        """Do one optimizer step."""
+        started = time.perf_counter()
+        accelerator, settings = self._accelerator, self._settings
+        torch.manual_seed((self._seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
+        learning_rate = settings.peak_learning_rate * self._share_of_peak(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        members = self._step_rows(step)
+        n_targets = sum(len(row.token_ids) - row.n_prompt for row in members)
+        loss = self._backward(members, n_targets)
+        grad_norm = float(nn.utils.clip_grad_norm_(self._weights, settings.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            if accelerator.is_main_process and step:
+                self.save()  # the weights of the step before are still in place
+            raise self._not_finite(step, loss, grad_norm, learning_rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        n_tokens = sum(len(row.token_ids) for row in members)
+        log = StepLog(
+            step=step + 1,
+            epoch=round((step + 1) / self._steps_per_epoch, 4),
+            loss=loss,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            tokens=n_tokens,
+        )
+        self.summary.curve.append(log)
+        self.summary.n_tokens += n_tokens
+        self.summary.seconds += time.perf_counter() - started
+        return log
+
+    def progress(self, log: StepLog) -> Progress:
+        """Rate and time left after a step."""
+        recent = self.summary
+        left = (recent.n_steps - log.step) * recent.seconds / max(1, len(recent.curve))
+        return Progress(log, recent.n_steps, recent.tokens_per_s, left)
+
+    def finish(self) -> None:
+        """Leave the model as an ordinary one, in evaluation mode."""
+        self._accelerator.wait_for_everyone()
+        if self._settings.gradient_checkpointing:
+            self._model.gradient_checkpointing_disable()  # type: ignore[operator]
+        self._model.eval()
+
+    def _step_rows(self, step: int) -> list[TrainingRow]:
+        epoch, within = divmod(step, self._steps_per_epoch)
+        if self._epoch_plan[0] != epoch:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            lengths = [len(row.token_ids) for row in self._rows]
+            by_length = not self.summary.is_packed
+            plan = plan_epoch(lengths, self._settings.batch_rows, by_length=by_length, generator=generator)
+            self._epoch_plan = (epoch, plan)
+        n_batches = self._settings.gradient_accumulation
+        batches = self._epoch_plan[1][within * n_batches : (within + 1) * n_batches]
+        return [self._rows[index] for batch in batches for index in batch]
+
+    def _backward(self, members: list[TrainingRow], n_targets: int) -> float:
+        """Add up the gradients of a step; its mean loss per target token over all processes, in nats."""
+        accelerator = self._accelerator
+        total = torch.zeros((), device=accelerator.device)
+        passes = list(self._passes(members))
+        for n_pass, (batch, weight) in enumerate(passes):
+            is_last = n_pass == len(passes) - 1
+            with nullcontext() if is_last else accelerator.no_sync(self._objective):
+                nll_nats: Tensor = self._objective(**move_pass(batch, accelerator.device)) * weight
+                # Data-parallel engines average gradients over processes; the mean here is over all targets.
+                accelerator.backward(nll_nats * (accelerator.num_processes / n_targets))
+            total += nll_nats.detach()
+        summed = accelerator.reduce(total, reduction="sum")
+        return float(summed) / n_targets  # type: ignore[arg-type]
+
+    def _passes(self, members: list[TrainingRow]) -> Iterator[tuple[TrainingPass, float]]:
+        """This process's share of a step, with the weight of each pass."""
+        accelerator, limit = self._accelerator, self._settings.max_tokens_per_pass
+        own = members[accelerator.process_index :: accelerator.num_processes]
+        # Every process must take part in the gradient exchange, so one without rows repeats one at weight 0.
+        weight = 1.0 if own else 0.0
+        share = own or members[:1]
+        batches = (
+            packed_passes(share, limit)
+            if self.summary.is_packed
+            else padded_passes(share, limit, self._pad_id)
+        )
+        for batch in batches:
+            yield batch, weight
+
+    def _not_finite(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> TrainingError:
+        kept = (
+            f"the last good checkpoint is kept in {self._checkpoint}"
+            if self._checkpoint.is_dir()
+            else "there is none, since it was the first step"
+        )
+        return TrainingError(
+            f"training: step {step + 1} of {self.summary.n_steps}: expected a finite loss and gradient, got loss "
+            f"{loss:g} and gradient norm {grad_norm:g} at learning rate {learning_rate:.3g}; {kept}. "
+            f"Lower train.learning_rate (or set precision to float32) and run again."
+        )
+
+
+def _choose_packing(
+    objective: AnswerLoss,
+    rows: Sequence[TrainingRow],
+    settings: TrainSettings,
+    pad_id: int,
+    device: torch.device,
+) -> tuple[bool, list[str]]:
+    """Whether rows are packed, tried out on the model itself; and a warning where `auto` falls back."""
+    if settings.packing == "off":
+        return False, []
+    base: Any = getattr(objective.model, "get_base_model", lambda: objective.model)()
+    window = window_tokens(base)
+    longest = max(len(row.token_ids) for row in rows)
+    if window is not None and longest > window:
+        reason = f"the longest record has {longest} tokens, the model's sliding window {window}"
+    else:
+        sample = sorted(rows, key=lambda row: len(row.token_ids))[:3]
+        difference = packing_difference_nats(objective, sample, pad_id, device) if len(sample) > 1 else 0.0
+        if difference <= PACKING_TOLERANCE_NATS:
+            return True, []
+        reason = f"packed and padded losses of the same records differ by {difference:.3g} nats a token"
+    if settings.packing == "on":
+        raise TrainingError(f"train.packing is 'on', but {reason}; set it to auto or off.")
+    return False, [f"Records were not packed: {reason}."]
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,70 @@
+"""Settings of the training loop; part of every recipe that trains."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from transfuse.types import StrictModel
+
+DEFAULT_LEARNING_RATE: dict[str, float] = {"lora": 1e-3, "full": 1e-4}
+"""Peak learning rate where the recipe names none."""
+
+
+class LoraSettings(StrictModel):
+    """Shape of the low-rank adapter (PEFT's `LoraConfig`)."""
+
+    rank: PositiveInt = 16
+    """Rank r of each adapted matrix."""
+    alpha: PositiveFloat = 32.0
+    """Numerator of the scaling alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs set to zero while training."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Modules to adapt: every linear layer but the output head, or names as PEFT takes them."""
+
+
+class TrainSettings(StrictModel):
+    """How a model is trained; the same for every route."""
+
+    method: Literal["lora", "full"] = "lora"
+    """A LoRA adapter on a frozen model, or all weights."""
+    lora: LoraSettings = LoraSettings()
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate of AdamW; none means 1e-3 for LoRA and 1e-4 for full fine-tuning."""
+    n_epochs: PositiveInt = 4
+    """Passes over the training records."""
+    batch_rows: PositiveInt = 16
+    """Records a step, over all processes together."""
+    gradient_accumulation: PositiveInt = 1
+    """Batches added up before each step."""
+    max_tokens_per_pass: PositiveInt = 4096
+    """A batch of more tokens (padding counted) runs in several forward passes, with the same result."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Records of a batch laid end to end without padding, their common beginning computed once. `auto` tries
+    it on the model and falls back to padded batches of like length where the results differ."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients of a greater norm are scaled down to it."""
+    max_length_tokens: PositiveInt | None = None
+    """Longer records are dropped, and reported; none means the model's context length."""
+    checkpoint_s: PositiveFloat = 60.0
+    """Seconds between checkpoints; a killed run continues from the last one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    report_to: list[str] = []
+    """Trackers as transformers names them: tensorboard, wandb, mlflow, ..."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate given, or the method's default."""
+        return self.learning_rate or DEFAULT_LEARNING_RATE[self.method]
+
+    @model_validator(mode="after")
+    def _lora_fits_method(self) -> "TrainSettings":
+        if self.method == "full" and "lora" in self.model_fields_set and self.lora != LoraSettings():
+            raise ValueError("train.lora is set, but train.method is 'full'; set one of the two")
+        return self
