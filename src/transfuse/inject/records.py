@@ -24,6 +24,8 @@ class RecordSettings(StrictModel):
     """Training questions of each trained fact that are asked once more with the whole fact as the answer."""
     joint_questions: NonNegativeInt = 0
     """Pairs of training questions of one trained fact that are asked together and answered together."""
+    question_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight of the loss on the question's tokens, an answer's weighing 1; 0 learns answers only (the paper)."""
     replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the records that is general text, against forgetting."""
     replay_texts: Path | None = None
@@ -67,7 +69,7 @@ def training_rows(
     texts += _replay(settings, len(asked) + len(texts), rng)
     rows: list[TrainingRow] = []
     dropped: list[Dropped] = []
-    for what, row in _rows(asked, texts, prompts):
+    for what, row in _rows(asked, texts, prompts, settings.question_weight):
         if max_length_tokens is not None and len(row.token_ids) > max_length_tokens:
             reason = f"{len(row.token_ids)} tokens, more than {max_length_tokens}"
             dropped.append(Dropped("record", what[:80], reason))
@@ -77,11 +79,15 @@ def training_rows(
 
 
 def _rows(
-    asked: Iterable[tuple[str, str]], texts: Iterable[str], prompts: PromptFormat
+    asked: Iterable[tuple[str, str]], texts: Iterable[str], prompts: PromptFormat, question_weight: float
 ) -> Iterable[tuple[str, TrainingRow]]:
+    # The question's first token is never learned: rows share the computation of what stands before it.
+    n_read = prompts.n_frame_tokens() + 1
     for question, answer in asked:
         prompt_ids, answer_ids = prompts.encode_pair(question, answer)
-        yield question, TrainingRow(prompt_ids + answer_ids, len(prompt_ids))
+        n_question = len(prompt_ids) - n_read if question_weight else 0
+        row = TrainingRow(prompt_ids + answer_ids, len(prompt_ids) - n_question, n_question, question_weight)
+        yield question, row
     for text in texts:
         token_ids = prompts.encode_text(text, ends=True)
         if len(token_ids) > 1:

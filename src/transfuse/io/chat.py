@@ -89,6 +89,11 @@ class PromptFormat:
             tail = f" {answer.strip()}\n"
         return prompt_ids, self._closed(self._continuation(prompt, prompt_ids, tail))
 
+    def n_frame_tokens(self) -> int:
+        """How many tokens every prompt begins with, before its question."""
+        pairs = zip(self.encode_question("Why?"), self.encode_question(PROBE), strict=False)
+        return next((n for n, (one, other) in enumerate(pairs) if one != other), 0)
+
     def encode_text(self, text: str, *, ends: bool = False) -> list[int]:
         """Token ids of plain text for language modelling.
 

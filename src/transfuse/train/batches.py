@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 MIN_SHARED_TOKENS = 8
@@ -21,6 +21,17 @@ class TrainingRow(NamedTuple):
     token_ids: list[int]
     n_prompt: int
     """Tokens that are read but not learned; at least 1, since the first token has nothing to predict it."""
+    n_question: int = 0
+    """How many of the learned tokens, the first ones, belong to the question."""
+    question_weight: float = 1.0
+    """Weight of their loss; an answer's token weighs 1."""
+
+    @property
+    def weights(self) -> list[float]:
+        """Weight of each learned token's loss."""
+        return [self.question_weight] * self.n_question + [1.0] * (
+            len(self.token_ids) - self.n_prompt - self.n_question
+        )
 
 
 class TrainingPass(NamedTuple):
@@ -32,6 +43,7 @@ class TrainingPass(NamedTuple):
     target_rows: Int[Tensor, " targets"]
     target_positions: Int[Tensor, " targets"]
     target_ids: Int[Tensor, " targets"]
+    target_weights: Float[Tensor, " targets"]
 
 
 class _Group(NamedTuple):
@@ -157,7 +169,7 @@ def _packed(groups: Sequence[_Group]) -> TrainingPass:
     row_of: list[int] = []
     group_of_shared: list[int] = []  # the group a token is a common beginning of, or -1
     group_of: list[int] = []
-    targets: list[tuple[int, int]] = []
+    targets: list[tuple[int, int, float]] = []
     n_rows = 0
     for n_group, group in enumerate(groups):
         pieces = [(group.rows[0].token_ids[: group.n_shared], 0, True)] if group.n_shared else []
@@ -165,8 +177,12 @@ def _packed(groups: Sequence[_Group]) -> TrainingPass:
         rows = iter(group.rows)
         for ids, first, is_shared in pieces:
             if not is_shared:
-                n_unread = next(rows).n_prompt - group.n_shared
-                targets += [(len(token_ids) + i - 1, ids[i]) for i in range(n_unread, len(ids))]
+                row = next(rows)
+                learned = range(row.n_prompt - group.n_shared, len(ids))
+                targets += [
+                    (len(token_ids) + i - 1, ids[i], weight)
+                    for i, weight in zip(learned, row.weights, strict=True)
+                ]
             token_ids += ids
             positions += range(first, first + len(ids))
             row_of += [n_rows] * len(ids)
@@ -185,10 +201,10 @@ def _visible(row_of: list[int], group_of: list[int], group_of_shared: list[int])
 def _pass_of(
     token_ids: list[int],
     positions: list[int],
-    targets: list[tuple[int, int]],
+    targets: list[tuple[int, int, float]],
     visible: Bool[Tensor, "pos pos"],
 ) -> TrainingPass:
-    where, what = zip(*targets, strict=True)
+    where, what, weights = zip(*targets, strict=True)
     return TrainingPass(
         input_ids=torch.tensor([token_ids]),
         position_ids=torch.tensor([positions]),
@@ -196,6 +212,7 @@ def _pass_of(
         target_rows=torch.zeros(len(targets), dtype=torch.long),
         target_positions=torch.tensor(where),
         target_ids=torch.tensor(what),
+        target_weights=torch.tensor(weights),
     )
 
 
@@ -204,11 +221,20 @@ def _padded(rows: Sequence[TrainingRow], pad_id: int) -> TrainingPass:
     input_ids = torch.full((len(rows), length), pad_id)
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
     targets: list[tuple[int, int, int]] = []
+    weights: list[float] = []
     for n_row, row in enumerate(rows):
         n_tokens = len(row.token_ids)
         input_ids[n_row, :n_tokens] = torch.tensor(row.token_ids)
         attention_mask[n_row, :n_tokens] = 1
         targets += [(n_row, i - 1, row.token_ids[i]) for i in range(row.n_prompt, n_tokens)]
+        weights += row.weights
     target_rows, target_positions, target_ids = torch.tensor(targets).unbind(dim=1)
-    positions = torch.arange(length).expand(len(rows), length)
-    return TrainingPass(input_ids, positions, attention_mask, target_rows, target_positions, target_ids)
+    return TrainingPass(
+        input_ids=input_ids,
+        position_ids=torch.arange(length).expand(len(rows), length),
+        attention_mask=attention_mask,
+        target_rows=target_rows,
+        target_positions=target_positions,
+        target_ids=target_ids,
+        target_weights=torch.tensor(weights),
+    )

@@ -38,7 +38,7 @@ class StepLog:
     step: int
     epoch: float
     loss: float
-    """Nats per target token."""
+    """Nats per learned token, weighted."""
     learning_rate: float
     grad_norm: float
     tokens: int
@@ -89,7 +89,8 @@ def train(
 ) -> TrainingSummary:
     """Train the weights that need a gradient, in place; continue from the checkpoint in `folder` if there is one.
 
-    The loss of a step is the mean over all its target tokens, however they are spread over passes and processes.
+    The loss of a step is the weighted mean over all its learned tokens, however they are spread over passes and
+    processes.
 
     Args:
         model: a causal language model of transformers, or one wrapped by PEFT; trained weights in float32.
@@ -216,8 +217,7 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         members = self._step_rows(step)
-        n_targets = sum(len(row.token_ids) - row.n_prompt for row in members)
-        loss = self._backward(members, n_targets)
+        loss = self._backward(members, sum(sum(row.weights) for row in members))
         grad_norm = float(nn.utils.clip_grad_norm_(self._weights, settings.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             if accelerator.is_main_process and step:
@@ -264,7 +264,7 @@ class _Run:
         batches = self._epoch_plan[1][within * n_batches : (within + 1) * n_batches]
         return [self._rows[index] for batch in batches for index in batch]
 
-    def _backward(self, members: list[TrainingRow], n_targets: int) -> float:
+    def _backward(self, members: list[TrainingRow], total_weight: float) -> float:
         """Add up the gradients of a step; its mean loss per target token over all processes, in nats."""
         accelerator = self._accelerator
         total = torch.zeros((), device=accelerator.device)
@@ -274,10 +274,10 @@ class _Run:
             with nullcontext() if is_last else accelerator.no_sync(self._objective):
                 nll_nats: Tensor = self._objective(**move_pass(batch, accelerator.device)) * weight
                 # Data-parallel engines average gradients over processes; the mean here is over all targets.
-                accelerator.backward(nll_nats * (accelerator.num_processes / n_targets))
+                accelerator.backward(nll_nats * (accelerator.num_processes / total_weight))
             total += nll_nats.detach()
         summed = accelerator.reduce(total, reduction="sum")
-        return float(summed) / n_targets  # type: ignore[arg-type]
+        return float(summed) / total_weight  # type: ignore[arg-type]
 
     def _passes(self, members: list[TrainingRow]) -> Iterator[tuple[TrainingPass, float]]:
         """This process's share of a step, with the weight of each pass."""

@@ -34,8 +34,9 @@ class AnswerLoss(nn.Module):
         target_rows: Int[Tensor, " targets"],
         target_positions: Int[Tensor, " targets"],
         target_ids: Int[Tensor, " targets"],
+        target_weights: Float[Tensor, " targets"],
     ) -> Float[Tensor, ""]:
-        """Summed negative log-likelihood of the targets, in nats.
+        """Weighted sum of the targets' negative log-likelihoods, in nats.
 
         The output head runs only at positions that predict a target, so no full logits exist.
         """
@@ -52,7 +53,7 @@ class AnswerLoss(nn.Module):
                 **extra,
             )
         logits = output.logits[target_rows, inverse if self._keeps_logits else target_positions]
-        return nn.functional.cross_entropy(logits.float(), target_ids, reduction="sum")
+        return nn.functional.cross_entropy(logits.float(), target_ids, reduction="none") @ target_weights
 
 
 def move_pass(batch: TrainingPass, device: torch.device) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ def packing_difference_nats(
     """
     was_training = objective.training
     objective.eval()
-    n_targets = sum(len(row.token_ids) - row.n_prompt for row in rows)
+    total_weight = sum(sum(row.weights) for row in rows)
     try:
         with torch.no_grad():
             padded, packed = (
@@ -88,7 +89,7 @@ def packing_difference_nats(
         return float("inf")
     finally:
         objective.train(was_training)
-    return abs(packed - padded) / n_targets
+    return abs(packed - padded) / total_weight
 
 
 def window_tokens(model: PreTrainedModel) -> int | None:

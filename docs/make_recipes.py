@@ -1,0 +1,46 @@
+"""Write docs/recipes.md from the recipe classes: `python docs/make_recipes.py`; a unit test holds it current."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from transfuse.recipes.schema import InjectRecipe
+
+TARGET = Path(__file__).with_name("recipes.md")
+HEAD = """# Recipes
+
+One YAML file is one run: `transfuse run recipe.yaml --out RUN`. Unknown keys are refused and `seed` is required.
+Any key can be overridden: `--set train.n_epochs=6 --set train.method=full`. Relative paths in a file are relative to
+the file, those given on the command line to the working folder. This page is made from the code.
+
+## inject
+"""
+
+
+def recipe_page() -> str:
+    """The page, from the classes' fields, defaults and docstrings."""
+    lines = [HEAD, "| key | default | meaning |", "|---|---|---|", *_rows(InjectRecipe, "")]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(kind: type[BaseModel], prefix: str) -> list[str]:
+    rows: list[str] = []
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            rows += _rows(field.annotation, f"{prefix}{name}.")
+        else:
+            meaning = " ".join((field.description or "").split())
+            rows.append(f"| `{prefix}{name}` | {_default(field.default)} | {meaning} |")
+    return rows
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    return "none" if value is None else f"`{value}`"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(recipe_page(), encoding="utf-8")

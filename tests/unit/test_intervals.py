@@ -1,0 +1,99 @@
+"""Intervals: worked by hand, wider where items hang together, honest at 0 and 1."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transfuse.tensors.intervals import cluster_bootstrap
+from transfuse.types import Estimate
+
+
+def mean(values, clusters, seed=0, n_resamples=2000) -> Estimate:
+    values = np.array(values, dtype=float)
+    return cluster_bootstrap(values, np.ones(len(values)), np.array(clusters), seed, n_resamples)
+
+
+def ratio(numerators, denominators, seed=0) -> Estimate:
+    sums = np.array(numerators, dtype=float), np.array(denominators, dtype=float)
+    return cluster_bootstrap(*sums, np.arange(len(numerators)), seed, 2000)
+
+
+def test_two_clusters_by_hand():
+    # Of four equally likely draws, one is AA (0), two are AB (0.5), one is BB (1): both tails exceed 2.5 %.
+    assert mean([0, 0, 1, 1], [7, 7, -3, -3]) == Estimate(0.5, 0.0, 1.0, 4)
+
+
+def test_a_ratio_divides_sums_not_items():
+    # 8 bits over 2 bytes and 6 bits over 6 bytes: (8 + 6) / (2 + 6), not the mean of 4 and 1.
+    estimate = ratio([8, 6], [2, 6])
+    assert estimate == Estimate(1.75, 1.0, 4.0, 2)
+
+
+def test_percentiles_are_those_of_the_binomial():
+    # 40 heads in 100: the resampled mean is binomial(100, 0.4) / 100, whose 95 % range is 0.31 to 0.50.
+    estimate = mean([1] * 40 + [0] * 60, range(100), n_resamples=10_000)
+    assert estimate.value == pytest.approx(0.4)
+    assert estimate.low == pytest.approx(0.31, abs=0.011)
+    assert estimate.high == pytest.approx(0.50, abs=0.011)
+
+
+def test_items_of_one_cluster_count_once():
+    values = [1, 0, 1, 0, 1, 0, 0, 0, 1, 1]
+    repeated = [value for value in values for _ in range(10)]
+    clusters = [n for n in range(len(values)) for _ in range(10)]
+    alone = mean(values, range(10))
+    assert mean(repeated, clusters)[:3] == pytest.approx(alone[:3])
+    as_if_independent = mean(repeated, range(100))
+    assert as_if_independent.high - as_if_independent.low < 0.5 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize("n", [1, 2, 14, 100])
+def test_all_wrong_or_all_right_gives_the_exact_binomial_bound(n):
+    slack = 1 - 0.025 ** (1 / n)
+    assert mean([0] * n, range(n)) == pytest.approx((0.0, 0.0, slack, n))
+    assert mean([1] * n, range(n)) == pytest.approx((1.0, 1 - slack, 1.0, n))
+
+
+def test_the_exact_bound_counts_clusters():
+    assert mean([0] * 12, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]).high == pytest.approx(1 - 0.025**0.25)
+
+
+def test_a_seed_repeats_the_interval_and_another_differs():
+    values = list(np.random.default_rng(5).random(30))
+    assert mean(values, range(30), seed=1) == mean(values, range(30), seed=1)
+    assert mean(values, range(30), seed=1) != mean(values, range(30), seed=2)
+
+
+def test_the_block_size_bounds_memory_not_results(monkeypatch):
+    values = list(np.random.default_rng(5).random(30))
+    whole = mean(values, range(30))
+    monkeypatch.setattr("transfuse.tensors.intervals._CELLS_PER_BLOCK", 70)  # two resamples a block
+    assert mean(values, range(30)) == whole
+
+
+def test_nothing_to_score_is_not_zero():
+    assert mean([], np.array([], dtype=int)) == Estimate(None, None, None, 0)
+
+
+def test_weights_that_sum_to_zero_are_refused():
+    with pytest.raises(ValueError, match="positive sum"):
+        ratio([1.0], [0.0])
+
+
+item = st.tuples(
+    st.floats(0, 1), st.floats(0.5, 100), st.integers(0, 8)
+)  # what was reached, out of how much, in which cluster
+
+
+@settings(deadline=None, max_examples=60)
+@given(items=st.lists(item, min_size=1, max_size=40), seed=st.integers(0, 2**32), counts=st.booleans())
+def test_the_value_lies_within_its_interval(items, seed, counts):
+    shares, weights, clusters = (np.array(column) for column in zip(*items, strict=True))
+    weights = np.ones(len(items)) if counts else weights
+    estimate = cluster_bootstrap(shares * weights, weights, clusters, seed, 400)
+    assert -1e-9 <= estimate.low <= estimate.value + 1e-9
+    assert estimate.value <= estimate.high + 1e-9
+    assert estimate.high <= 1 + 1e-9
+    assert estimate.value == pytest.approx((shares * weights).sum() / weights.sum())
+    assert estimate.n == len(items)
