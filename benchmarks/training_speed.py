@@ -24,7 +24,7 @@ from transfuse.inject.records import RecordSettings, training_rows
 from transfuse.io.chat import prompt_format
 from transfuse.io.hardware import hardware_text
 from transfuse.io.models import load_model
-from transfuse.recipes.inject import prepare_knowledge
+from transfuse.recipes.inject_knowledge import read_sections, select_knowledge
 from transfuse.recipes.schema import load_recipe
 from transfuse.train.adapters import attach_lora
 from transfuse.train.batches import TrainingPass, TrainingRow, packed_passes, padded_passes, plan_epoch
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     recipe = load_recipe(RECIPE)
-    knowledge, _ = prepare_knowledge(recipe)
+    knowledge, _ = select_knowledge(recipe, *read_sections(recipe))
     loaded = load_model(recipe.model)
     prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
     pairs, settings = knowledge.selection.train, TrainSettings(n_epochs=1)

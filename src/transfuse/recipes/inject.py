@@ -7,7 +7,7 @@ answer style and a loss from forgetting both show.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,55 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from transfuse import __version__
-from transfuse.errors import DataError
 from transfuse.evaluate.bits_per_byte import bits_per_byte, load_texts, text_losses
-from transfuse.evaluate.questions import answer_estimates, ask_questions, estimate_json
+from transfuse.evaluate.questions import ask_questions
 from transfuse.generate.local import LocalGenerator
-from transfuse.inject.knowledge import load_facts, load_pairs
 from transfuse.inject.records import training_rows
-from transfuse.inject.sections import screen_sections, split_sections
-from transfuse.inject.selection import Selection, select_pairs
 from transfuse.io.chat import PromptFormat, prompt_format
-from transfuse.io.documents import read_documents
 from transfuse.io.files import atomic_folder, file_sha256, write_json
 from transfuse.io.fingerprint import model_fingerprint
-from transfuse.io.hardware import hardware_text, manifest
+from transfuse.io.hardware import manifest
 from transfuse.io.jsonl import read_jsonl, write_jsonl
-from transfuse.io.models import LoadedModel, load_model, load_tokenizer
+from transfuse.io.models import LoadedModel, load_model
 from transfuse.io.run_folder import RunFolder, Stage, open_run
+from transfuse.recipes.inject_knowledge import Knowledge, oracle_contexts, read_sections, select_knowledge
+from transfuse.recipes.inject_report import Measurement, Texts, report_json
 from transfuse.recipes.progress import Display, time_text
 from transfuse.recipes.schema import InjectRecipe, resolved
 from transfuse.recipes.team import Team
 from transfuse.train.adapters import attach_lora, load_adapter, save_adapter
 from transfuse.train.batches import TrainingRow
 from transfuse.train.loop import Progress, TrainingSummary, train
-from transfuse.types import AnswerRecord, Dropped, Fact, QAPair, Section
+from transfuse.types import AnswerRecord, Dropped
 
-DOCUMENTS_VERSION, QUESTIONS_VERSION, MEASURE_VERSION, TRAINING_VERSION = 1, 1, 1, 1
-
-Texts = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What is to be learned, and what of it is kept out."""
-
-    title: str
-    sections: list[Section]
-    facts: list[Fact]
-    selection: Selection
-    dropped: list[Dropped]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A model's answers and its bits per byte."""
-
-    answers: dict[str, list[AnswerRecord]]
-    """By the end of the row's name: ``, `/kept-out`, or `oracle`."""
-    texts: Texts
-    """Bits per byte by the text's name, as estimates."""
+DOCUMENTS_VERSION, QUESTIONS_VERSION, MEASURE_VERSION, TRAINING_VERSION = 1, 1, 2, 1
 
 
 def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str) -> Path:
@@ -100,7 +73,7 @@ def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str
         before = _measure_base(recipe, run, display, knowledge, {**knowledge_key, **weights})
         training, key = _train(recipe, run, display, team, knowledge, {**knowledge_key, **weights})
         after = _measure_trained(recipe, run, display, knowledge, key)
-        report = _report(recipe, run, knowledge, before, after, training, command)
+        report = report_json(recipe, run.stages, knowledge, before, after, training, command)
         write_json(run.path / "report.json", report)
         write_json(run.path / "manifest.json", manifest(command, started, _now()))
     return out
@@ -109,103 +82,49 @@ def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str
 def _read_knowledge(
     recipe: InjectRecipe, run: RunFolder, display: Display
 ) -> tuple[Knowledge, dict[str, Any]]:
-    """Documents to sections; facts and questions checked and selected. Cheap, so done in every run."""
-    with run.stage("documents", {"time": _now()}, version=DOCUMENTS_VERSION) as stage:
-        knowledge, key = prepare_knowledge(recipe)
-        write_jsonl(stage.folder / "sections.jsonl", [asdict(section) for section in knowledge.sections])
-        write_jsonl(stage.folder / "dropped.jsonl", [asdict(dropped) for dropped in knowledge.dropped])
-    with run.stage("questions", {"time": _now()}, version=QUESTIONS_VERSION) as stage:
-        selection = knowledge.selection
-        for name, pairs in (
-            ("train", selection.train),
-            ("eval", selection.evaluate),
-            ("eval_kept_out", selection.evaluate_kept_out),
-        ):
-            write_jsonl(stage.folder / f"{name}.jsonl", [asdict(pair) for pair in pairs])
-    display.say(
-        f"{knowledge.title}: {len(knowledge.sections)} sections, {len(knowledge.facts)} facts; "
-        f"{len(selection.train)} training questions, {len(selection.evaluate)} eval questions, and "
-        f"{len(selection.evaluate_kept_out)} of {len(selection.kept_out)} "
-        f"{'facts' if recipe.basis == 'fact' else 'sections'} kept out of training."
-    )
-    return knowledge, key
-
-
-def prepare_knowledge(recipe: InjectRecipe) -> tuple[Knowledge, dict[str, Any]]:
-    """Everything the recipe's files say, checked.
-
-    Args:
-        recipe: names the files.
-
-    Returns:
-        The knowledge, and a key that changes with anything it depends on.
-
-    Raises:
-        DocumentError: a document cannot be read.
-        DataError: facts or questions are malformed, or do not fit one another.
-    """
-    documents, dropped = read_documents(recipe.documents)
-    sections: list[Section] = []
-    for document in documents:
-        found, lost = split_sections(document)
-        sections += found
-        dropped = [*dropped, *lost]
-    sections, excluded = screen_sections(sections, include=recipe.include, exclude=recipe.exclude)
-    if not sections:
-        raise DataError(f"{recipe.documents}: no section with text is left; check include and exclude.")
-    facts = load_facts(recipe.facts)
-    facts, strays = _facts_of_sections(facts, sections, recipe)
-    pairs = [
-        p for p in load_pairs(recipe.qa, facts + strays) if p.basis == "token" or p.source not in _ids(strays)
-    ]
-    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
-
-    selection = select_pairs(
-        pairs,
-        basis=recipe.basis,
-        scale=recipe.scale,
-        kept_out_share=recipe.kept_out_share,
-        seed=recipe.seed,
-        section_tokens={section.title: count_tokens(section.text) for section in sections}
-        if recipe.basis == "token"
-        else {},
-        count_tokens=count_tokens,
-        where=str(recipe.qa),
-    )
-    lost_facts = [Dropped("fact", f"{fact.id}: {fact.fact}", "its section is excluded") for fact in strays]
-    knowledge = Knowledge(
-        title=_title(sections),
-        sections=sections,
-        facts=facts,
-        selection=selection,
-        dropped=[*dropped, *excluded, *lost_facts, *selection.dropped],
-    )
-    key = {
-        "train": [asdict(pair) for pair in selection.train],
-        "eval": [asdict(pair) for pair in [*selection.evaluate, *selection.evaluate_kept_out]],
-        "facts": [asdict(fact) for fact in facts],
-        "sections": [asdict(section) for section in sections],
-        "seed": recipe.seed,
+    """Documents to sections; facts and questions checked and selected. Cheap, so read anew in every run."""
+    files = {
+        "documents": _content_hashes(recipe.documents),
+        "include": recipe.include,
+        "exclude": recipe.exclude,
     }
+    with run.stage("documents", files, version=DOCUMENTS_VERSION) as stage:
+        sections, dropped = read_sections(recipe)
+        if not stage.is_done:
+            write_jsonl(stage.folder / "sections.jsonl", [asdict(section) for section in sections])
+            write_jsonl(stage.folder / "dropped.jsonl", [asdict(each) for each in dropped])
+    chosen = {"basis": recipe.basis, "scale": recipe.scale, "kept_out_share": recipe.kept_out_share}
+    data = {"facts": file_sha256(recipe.facts), "qa": file_sha256(recipe.qa)} if _are_files(recipe) else {}
+    with run.stage(
+        "questions",
+        {**files, **chosen, **data, "seed": recipe.seed, "model": recipe.model},
+        version=QUESTIONS_VERSION,
+    ) as stage:
+        knowledge, key = select_knowledge(recipe, sections, dropped)
+        selection = knowledge.selection
+        if not stage.is_done:
+            for name, pairs in (
+                ("train", selection.train),
+                ("eval", selection.evaluate),
+                ("eval_kept_out", selection.evaluate_kept_out),
+            ):
+                write_jsonl(stage.folder / f"{name}.jsonl", [asdict(pair) for pair in pairs])
+    kept_out = f"{len(selection.kept_out)} {'facts' if recipe.basis == 'fact' else 'sections'}"
+    display.say(
+        f"{knowledge.title}: {len(sections)} sections, {len(knowledge.facts)} facts; "
+        f"{len(selection.train)} training questions, {len(selection.evaluate)} eval questions; {kept_out} kept "
+        f"out of training, with {len(selection.evaluate_kept_out)} eval questions."
+    )
     return knowledge, key
 
 
-def _facts_of_sections(
-    facts: list[Fact], sections: Sequence[Section], recipe: InjectRecipe
-) -> tuple[list[Fact], list[Fact]]:
-    """Facts of the sections in use, and those of sections that patterns left out."""
-    if not recipe.include and not recipe.exclude:
-        return facts, []
-    titles = {section.title for section in sections}
-    used = [fact for fact in facts if fact.section in titles]
-    if not used:
-        raise DataError(
-            f"{recipe.facts}: no fact is of a section that include and exclude leave: {sorted(titles)[:8]}."
-        )
-    return used, [fact for fact in facts if fact.section not in titles]
+def _content_hashes(path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return {str(file): file_sha256(file) for file in files}
+
+
+def _are_files(recipe: InjectRecipe) -> bool:
+    return recipe.facts.is_file() and recipe.qa.is_file()
 
 
 def _measure_base(
@@ -213,7 +132,8 @@ def _measure_base(
 ) -> Measurement:
     """The untouched model: its answers alone and with the right section before it, and its bits per byte."""
     settings = {"evaluate": resolved(recipe)["evaluate"], "texts": _text_hashes(recipe)}
-    with run.stage("base", {**key, **settings}, version=MEASURE_VERSION) as stage:
+    measured_key = {name: value for name, value in key.items() if name != "train"}
+    with run.stage("base", {**measured_key, **settings}, version=MEASURE_VERSION) as stage:
         if stage.is_done:
             return _load_measurement(stage)
         loaded = _load(recipe)
@@ -236,14 +156,13 @@ def _train(
     settings = resolved(recipe)
     replay = {"replay": file_sha256(recipe.records.replay_texts)} if recipe.records.replay_texts else {}
     full_key = {
-        **key,
+        **{name: value for name, value in key.items() if name not in ("train", "eval", "sections")},
         **replay,
-        "train": settings["train"],
+        "pairs": key["train"],
+        "settings": {k: v for k, v in settings["train"].items() if k not in ("checkpoint_s", "report_to")},
         "records": settings["records"],
         "n_processes": team.size,
     }
-    full_key["train"] = {k: v for k, v in settings["train"].items() if k not in ("checkpoint_s", "report_to")}
-    full_key["pairs"] = key["train"]
     result = run.path / ("adapter" if recipe.train.method == "lora" else "model")
     with run.stage("training", full_key, version=TRAINING_VERSION, outputs=[result]) as stage:
         if stage.is_done:
@@ -369,7 +288,7 @@ def _measure(
         "/kept-out": records[len(selection.evaluate) :],
     }
     if oracle:
-        contexts = _contexts(knowledge, selection.evaluate)
+        contexts = oracle_contexts(knowledge, selection.evaluate)
         asked = [pair for pair in selection.evaluate if pair.source in contexts]
         with display.bar("questions with section") as advance:
             answers["oracle"] = ask_questions(
@@ -386,134 +305,6 @@ def _measure(
 def _without_note(advance: Any) -> Any:
     """A bar's advance function without the note."""
     return lambda done, total: advance(done, total, "")
-
-
-def _contexts(knowledge: Knowledge, pairs: Sequence[QAPair]) -> dict[str, str]:
-    """The text of the right section, by fact id or section title; sources whose section is missing are left out."""
-    texts: dict[str, str] = {}
-    for section in knowledge.sections:
-        texts[section.title] = (
-            f"{texts[section.title]}\n\n{section.text}" if section.title in texts else section.text
-        )
-    titles = {fact.id: fact.section for fact in knowledge.facts}
-    found = {pair.source: texts.get(titles.get(pair.source, pair.source)) for pair in pairs}
-    return {source: text for source, text in found.items() if text is not None}
-
-
-def _report(
-    recipe: InjectRecipe,
-    run: RunFolder,
-    knowledge: Knowledge,
-    before: Measurement,
-    after: Measurement,
-    training: dict[str, Any],
-    command: str,
-) -> dict[str, Any]:
-    name = "adapter" if recipe.train.method == "lora" else "model"
-    rows = [_row("base", before.answers[""], before.texts, recipe.seed)]
-    if "oracle" in before.answers:
-        rows.append(_row("oracle", before.answers["oracle"], {}, recipe.seed))
-    rows.append(_row(name, after.answers[""], after.texts, recipe.seed))
-    if knowledge.selection.evaluate_kept_out:
-        rows.append(_row("base/kept-out", before.answers["/kept-out"], {}, recipe.seed))
-        rows.append(_row(f"{name}/kept-out", after.answers["/kept-out"], {}, recipe.seed))
-    return {
-        "kind": "inject",
-        "model": recipe.model,
-        "seed": recipe.seed,
-        "title": knowledge.title,
-        "created": _now(),
-        "version": __version__,
-        "rows": rows,
-        "stages": [asdict(stage) for stage in run.stages],
-        "hardware": hardware_text(),
-        "command": command,
-        "training": training,
-        "facts": _fact_outcomes(recipe, knowledge, before, after, name),
-        "sections": _section_rows(knowledge),
-        "dropped": [asdict(dropped) for dropped in knowledge.dropped]
-        + training["dropped"]
-        + _without_section(knowledge, before),
-        "warnings": [*knowledge.selection.warnings, *training["warnings"]],
-        "result": _result(recipe, name),
-    }
-
-
-def _row(name: str, records: Sequence[AnswerRecord], texts: Texts, seed: int) -> dict[str, Any]:
-    metrics = estimate_json(answer_estimates(records, seed))
-    return {
-        "name": name,
-        "metrics": metrics | {f"bits_per_byte/{text}": value for text, value in texts.items()},
-    }
-
-
-def _fact_outcomes(
-    recipe: InjectRecipe, knowledge: Knowledge, before: Measurement, after: Measurement, name: str
-) -> list[dict[str, Any]]:
-    """Each fact (basis `token`: each section) with its questions and every answer given."""
-    selection = knowledge.selection
-    given = {
-        "base": [*before.answers[""], *before.answers["/kept-out"]],
-        "oracle": before.answers.get("oracle", []),
-        name: [*after.answers[""], *after.answers["/kept-out"]],
-    }
-    by_item = {row: {record.item: record for record in records} for row, records in given.items()}
-    sources = (
-        [(fact.id, fact.section, fact.fact) for fact in knowledge.facts]
-        if recipe.basis == "fact"
-        else [
-            (title, title, title) for title in dict.fromkeys(section.title for section in knowledge.sections)
-        ]
-    )
-    outcomes: list[dict[str, Any]] = []
-    for source, section, text in sources:
-        asked = [p for p in [*selection.evaluate, *selection.evaluate_kept_out] if p.source == source]
-        outcomes.append(
-            {
-                "id": source,
-                "section": section,
-                "fact": text,
-                "kept_out": source in selection.kept_out,
-                "n_train_questions": sum(pair.source == source for pair in selection.train),
-                "items": [_item(pair, by_item) for pair in asked],
-            }
-        )
-    return outcomes
-
-
-def _item(pair: QAPair, by_item: Mapping[str, Mapping[str, AnswerRecord]]) -> dict[str, Any]:
-    records = {row: found[pair.id] for row, found in by_item.items() if pair.id in found}
-    return {
-        "question": pair.question,
-        "gold": pair.answer,
-        "aliases": list(pair.aliases),
-        "answers": {row: record.answer for row, record in records.items()},
-        "scores": {row: record.scores for row, record in records.items()},
-        "reason": {row: record.reason for row, record in records.items()},
-    }
-
-
-def _section_rows(knowledge: Knowledge) -> list[dict[str, Any]]:
-    return [
-        {
-            "document": section.document,
-            "title": section.title,
-            "page": section.page,
-            "n_facts": sum(fact.section == section.title for fact in knowledge.facts),
-            "n_characters": len(section.text),
-        }
-        for section in knowledge.sections
-    ]
-
-
-def _without_section(knowledge: Knowledge, before: Measurement) -> list[dict[str, Any]]:
-    """Questions that the oracle row could not ask."""
-    if "oracle" not in before.answers:
-        return []
-    asked = {record.item for record in before.answers["oracle"]}
-    lost = [pair for pair in knowledge.selection.evaluate if pair.id not in asked]
-    reason = "not in the oracle row: the section its fact names is not in the documents"
-    return [asdict(Dropped("pair", pair.question, reason)) for pair in lost]
 
 
 def _training_json(
@@ -535,33 +326,6 @@ def _training_json(
         "warnings": summary.warnings,
         "dropped": [asdict(each) for each in dropped],
     }
-
-
-def _result(recipe: InjectRecipe, name: str) -> dict[str, Any]:
-    return {"path": name, "kind": name, "base_model": recipe.model, "load": _loading_code(recipe, name)}
-
-
-def _loading_code(recipe: InjectRecipe, name: str) -> str:
-    """Python that loads the result without Transfuse."""
-    from transfuse.io.references import resolve_model
-
-    if name == "model":
-        return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("model")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("model")\n'
-        )
-    source = resolve_model(recipe.model)
-    where = f'"{source.path or source.hub_id}"'
-    if source.kind in ("gguf", "bundled") and source.path is not None:
-        where = f'"{source.path.parent}", gguf_file="{source.path.name}"'
-    return (
-        "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({where})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({where})\n"
-        'model = PeftModel.from_pretrained(base, "adapter")\n'
-    )
 
 
 def _load(recipe: InjectRecipe, *, trainable: bool = False, device: str | None = None) -> LoadedModel:
@@ -605,15 +369,6 @@ def _load_measurement(stage: Stage) -> Measurement:
 
 def _answers_file(row: str) -> str:
     return f"answers{row.replace('/', '_').replace('-', '_') if row != 'oracle' else '_oracle'}.jsonl"
-
-
-def _title(sections: Sequence[Section]) -> str:
-    first = sections[0]
-    return first.heading_path[0] if first.heading_path else Path(first.document).stem
-
-
-def _ids(facts: Sequence[Fact]) -> set[str]:
-    return {fact.id for fact in facts}
 
 
 def _now() -> str:
