@@ -71,7 +71,7 @@ def inject(
     tree: dict[str, Any] = {"kind": "inject", "model": model, "seed": seed, "documents": str(documents)}
     tree |= {"facts": str(facts), "qa": str(qa)}
     optional = {"scale": scale, "basis": basis, "include": include, "exclude": exclude}
-    tree |= {name: value for name, value in optional.items() if value}
+    tree |= {name: value for name, value in optional.items() if value not in (None, [])}
     if trust_remote_code:
         tree["trust_remote_code"] = True
     _run(make_recipe(tree, settings or [], where="transfuse inject"), out, overwrite=overwrite)

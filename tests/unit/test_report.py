@@ -267,7 +267,7 @@ def test_settings_and_scores_read_as_words() -> None:
 
 def test_verdict_of_a_full_report(run: Path) -> None:
     assert verdict(read_report(run)) == (
-        "The base model answered 1 of 64 questions; with the adapter 60 of 64, in wordings it never saw in "
+        "The base model answered 1 of 64 questions; after training 60 of 64, in wordings it never saw in "
         "training. Facts kept out of training: 1 of 11 (base model: 0 of 11). "
         "Generic text costs 1.02 → 1.05 bits per byte."
     )
@@ -277,12 +277,12 @@ def test_verdict_counts_by_contains_and_falls_back_to_exact_match() -> None:
     before = {"name": "base", "metrics": {"exact_match": share(0, 1)}}
     after = {"name": "adapter", "metrics": {"exact_match": share(1, 1)}}
     assert verdict(minimal(before, after)).startswith(
-        "The base model answered 0 of 1 question; with the adapter 1 of 1"
+        "The base model answered 0 of 1 question; after training 1 of 1"
     )
     before["metrics"]["contains"] = share(3, 8)
     after["metrics"]["contains"] = share(5, 8)
     assert verdict(minimal(before, after)).startswith(
-        "The base model answered 3 of 8 questions; with the adapter 5 of 8"
+        "The base model answered 3 of 8 questions; after training 5 of 8"
     )
 
 
@@ -291,7 +291,7 @@ def test_verdict_says_what_could_not_be_scored() -> None:
     base, adapter = {"name": "base", "metrics": nothing}, {"name": "adapter", "metrics": nothing}
     assert verdict(minimal(base, adapter)) == "No answer could be scored."
     assert verdict(minimal(row("base", 1, 4), adapter)) == (
-        "The base model answered 1 of 4 questions; the adapter's answers could not be scored."
+        "The base model answered 1 of 4 questions; its answers after training could not be scored."
     )
     assert verdict(minimal(base, row("adapter", 3, 4))).endswith(
         "the base model's answers could not be scored."

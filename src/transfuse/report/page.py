@@ -14,10 +14,12 @@ from transfuse.report import wording
 from transfuse.report.load import FactResult, Report, read_report
 from transfuse.report.plots import metrics_chart, training_chart
 from transfuse.report.verdict import (
+    AFTER_ROWS,
     COUNTING_RULES,
     OUTCOME_LABELS,
     OUTCOME_MEANINGS,
     Outcome,
+    after_row,
     counting_metric,
     fact_outcome,
     is_right,
@@ -26,7 +28,11 @@ from transfuse.report.verdict import (
 
 PAGE_FILE = "report.html"
 _HERE = Path(__file__).parent
-_ANSWER_LABELS = {"base": "Before", "adapter": "After"}
+_ANSWER_LABELS = {
+    "base": "Before",
+    **dict.fromkeys(AFTER_ROWS, "After"),
+    "oracle": "Before, section in context",
+}
 
 
 def write_page(run: Path) -> Path:
@@ -121,13 +127,13 @@ def _facts_by_section(report: Report) -> list[tuple[str, list[tuple[FactResult, 
     """Facts with their outcomes under their sections, both in the order in which they first come."""
     groups: dict[str, list[tuple[FactResult, Outcome]]] = {}
     for fact in report.facts:
-        groups.setdefault(fact.section, []).append((fact, fact_outcome(fact)))
+        groups.setdefault(fact.section, []).append((fact, fact_outcome(fact, after_row(report))))
     return list(groups.items())
 
 
 def _outcome_counts(report: Report) -> dict[Outcome, int]:
     """How many facts came to each outcome, in a fixed order, without those that none came to."""
-    found = [fact_outcome(fact) for fact in report.facts]
+    found = [fact_outcome(fact, after_row(report)) for fact in report.facts]
     return {outcome: found.count(outcome) for outcome in OUTCOME_LABELS if outcome in found}
 
 

@@ -30,14 +30,24 @@ OUTCOME_LABELS: dict[Outcome, str] = {
 }
 
 OUTCOME_MEANINGS: dict[Outcome, str] = {
-    "learned": "all questions right with the adapter, not all before",
-    "partly": "more questions right with the adapter than before, but not all",
-    "not-learned": "no more questions right with the adapter than before",
+    "learned": "all questions right after training, not all before",
+    "partly": "more questions right after training than before, but not all",
+    "not-learned": "no more questions right after training than before",
     "knew": "all questions right before and after",
-    "forgotten": "fewer questions right with the adapter than before",
+    "forgotten": "fewer questions right after training than before",
     "kept-out": "left out of training on purpose, as a control",
     "not-scored": "no question asks about it, or no answer could be scored",
 }
+
+
+AFTER_ROWS = ("adapter", "model")
+"""Names of the row after training: with a LoRA adapter, or with all weights fine-tuned."""
+
+
+def after_row(report: Report) -> str:
+    """Name of this report's row after training."""
+    names = {row.name for row in report.rows}
+    return next((name for name in AFTER_ROWS if name in names), AFTER_ROWS[0])
 
 
 def is_right(scores: dict[str, float]) -> bool | None:
@@ -46,11 +56,11 @@ def is_right(scores: dict[str, float]) -> bool | None:
     return None if metric is None else scores[metric] >= 1
 
 
-def fact_outcome(fact: FactResult) -> Outcome:
+def fact_outcome(fact: FactResult, after_name: str = AFTER_ROWS[0]) -> Outcome:
     """What became of a fact, over those of its questions that could be scored both before and after."""
     if fact.kept_out:
         return "kept-out"
-    marks = [(is_right(i.scores.get("base", {})), is_right(i.scores.get("adapter", {}))) for i in fact.items]
+    marks = [(is_right(i.scores.get("base", {})), is_right(i.scores.get(after_name, {}))) for i in fact.items]
     scored = [(before, after) for before, after in marks if before is not None and after is not None]
     if not scored:
         return "not-scored"
@@ -84,14 +94,15 @@ def verdict(report: Report) -> str:
     rows = {row.name: row.metrics for row in report.rows}
     metric = counting_metric(report)
     sentences: list[str] = []
-    if metric and "base" in rows and "adapter" in rows:
-        sentences.append(_learned(rows["base"].get(metric), rows["adapter"].get(metric)))
-    if metric and "adapter/kept-out" in rows:
+    after_name = after_row(report)
+    if metric and "base" in rows and after_name in rows:
+        sentences.append(_learned(rows["base"].get(metric), rows[after_name].get(metric)))
+    if metric and f"{after_name}/kept-out" in rows:
         before = rows.get("base/kept-out", {}).get(metric)
-        sentences.append(_kept_out(before, rows["adapter/kept-out"].get(metric)))
+        sentences.append(_kept_out(before, rows[f"{after_name}/kept-out"].get(metric)))
     for name in rows.get("base", {}):
         if name.partition("/")[0] == "bits_per_byte":
-            sentences.append(_text_cost(name, rows["base"][name], rows.get("adapter", {}).get(name)))
+            sentences.append(_text_cost(name, rows["base"][name], rows.get(after_name, {}).get(name)))
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -113,18 +124,16 @@ def _learned(before: MetricValue | None, after: MetricValue | None) -> str:
     match counts:
         case (int(a), int(n)), (int(b), int(m)):
             return (
-                f"The base model answered {a} of {_questions(n)}; with the adapter {b} of {m}, "
+                f"The base model answered {a} of {_questions(n)}; after training {b} of {m}, "
                 "in wordings it never saw in training."
             )
         case None, (int(b), int(m)):
             return (
-                f"With the adapter the model answered {b} of {_questions(m)}, in wordings it never saw in "
+                f"After training the model answered {b} of {_questions(m)}, in wordings it never saw in "
                 "training; the base model's answers could not be scored."
             )
         case (int(a), int(n)), None:
-            return (
-                f"The base model answered {a} of {_questions(n)}; the adapter's answers could not be scored."
-            )
+            return f"The base model answered {a} of {_questions(n)}; its answers after training could not be scored."
         case _:
             return "No answer could be scored."
 

@@ -32,10 +32,12 @@ METRIC_MEANINGS = {
 ROW_MEANINGS = {
     "base": "the model as it was",
     "adapter": "the same model with the adapter",
+    "model": "the same model, all its weights fine-tuned",
     "base/kept-out": "the model as it was, on facts that no training record mentions",
     "adapter/kept-out": "with the adapter, on those same facts: a control, to stay near the base model",
+    "model/kept-out": "fine-tuned, on those same facts: a control, to stay near the base model",
     "rag": "the model as it was, given the passages that a search found",
-    "oracle": "the model as it was, given the fact itself",
+    "oracle": "the model as it was, given the right section and two answered questions of other facts",
     "adapter+rag": "with the adapter and the passages that a search found",
 }
 
