@@ -36,6 +36,9 @@ from transfuse.train.batches import TrainingRow
 from transfuse.train.loop import Progress, TrainingSummary, train
 from transfuse.types import AnswerRecord, Dropped
 
+ANSWER_FILES = {"": "answers.jsonl", "/kept-out": "answers_kept_out.jsonl", "oracle": "answers_oracle.jsonl"}
+"""File of a measurement's answers, by the end of the row's name."""
+
 DOCUMENTS_VERSION, QUESTIONS_VERSION, MEASURE_VERSION, TRAINING_VERSION = 1, 1, 2, 1
 
 
@@ -231,9 +234,15 @@ def _train_rows(
     return summary, model
 
 
+def _base_name(loaded: LoadedModel) -> str:
+    """What the adapter's configuration names as its base: a Hub id, or a path that holds anywhere on the machine."""
+    source = loaded.source
+    return source.hub_id or str(source.path.resolve() if source.path else source.reference)
+
+
 def _save_result(recipe: InjectRecipe, loaded: LoadedModel, model: nn.Module, result: Path) -> None:
     if recipe.train.method == "lora":
-        save_adapter(model, result, loaded.source.hub_id or str(loaded.source.path))  # type: ignore[arg-type]
+        save_adapter(model, result, _base_name(loaded))  # type: ignore[arg-type]
         return
     loaded.model.to(loaded.precision)  # type: ignore[arg-type] - decorated in transformers
     with atomic_folder(result) as temporary:
@@ -258,7 +267,11 @@ def _measure_trained(
             loaded = _load(recipe)
             model: nn.Module = load_adapter(loaded.model, run.path / "adapter")
         else:
-            loaded = load_model(str(run.path / "model"), precision=recipe.precision)
+            loaded = load_model(
+                str(run.path / "model"),
+                precision=recipe.precision,
+                trust_remote_code=recipe.trust_remote_code,
+            )
             model = loaded.model
         measured = _measure(recipe, display, knowledge, loaded, model, "after", oracle=False)
         _save_measurement(stage, measured)
@@ -354,21 +367,17 @@ def _text_hashes(recipe: InjectRecipe) -> dict[str, str | None]:
 
 def _save_measurement(stage: Stage, measured: Measurement) -> None:
     for row, records in measured.answers.items():
-        write_jsonl(stage.folder / _answers_file(row), [asdict(record) for record in records])
+        write_jsonl(stage.folder / ANSWER_FILES[row], [asdict(record) for record in records])
     write_json(stage.folder / "texts.json", measured.texts)
 
 
 def _load_measurement(stage: Stage) -> Measurement:
     answers = {
-        row: [AnswerRecord(**line.value) for line in read_jsonl(stage.folder / _answers_file(row))]
-        for row in ("", "/kept-out", "oracle")
-        if (stage.folder / _answers_file(row)).is_file()
+        row: [AnswerRecord(**line.value) for line in read_jsonl(stage.folder / file)]
+        for row, file in ANSWER_FILES.items()
+        if (stage.folder / file).is_file()
     }
     return Measurement(answers, json.loads((stage.folder / "texts.json").read_text(encoding="utf-8")))
-
-
-def _answers_file(row: str) -> str:
-    return f"answers{row.replace('/', '_').replace('-', '_') if row != 'oracle' else '_oracle'}.jsonl"
 
 
 def _now() -> str:
