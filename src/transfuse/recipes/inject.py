@@ -39,7 +39,7 @@ from transfuse.types import AnswerRecord, Dropped
 ANSWER_FILES = {"": "answers.jsonl", "/kept-out": "answers_kept_out.jsonl", "oracle": "answers_oracle.jsonl"}
 """File of a measurement's answers, by the end of the row's name."""
 
-DOCUMENTS_VERSION, QUESTIONS_VERSION, MEASURE_VERSION, TRAINING_VERSION = 1, 1, 2, 1
+DOCUMENTS_VERSION, QUESTIONS_VERSION, BASE_VERSION, TRAINING_VERSION, EVALUATION_VERSION = 1, 1, 3, 1, 2
 
 
 def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str) -> Path:
@@ -136,7 +136,7 @@ def _measure_base(
     """The untouched model: its answers alone and with the right section before it, and its bits per byte."""
     settings = {"evaluate": resolved(recipe)["evaluate"], "texts": _text_hashes(recipe)}
     measured_key = {name: value for name, value in key.items() if name != "train"}
-    with run.stage("base", {**measured_key, **settings}, version=MEASURE_VERSION) as stage:
+    with run.stage("base", {**measured_key, **settings}, version=BASE_VERSION) as stage:
         if stage.is_done:
             return _load_measurement(stage)
         loaded = _load(recipe)
@@ -260,7 +260,7 @@ def _measure_trained(
         "texts": _text_hashes(recipe),
         "eval": [asdict(p) for p in [*knowledge.selection.evaluate, *knowledge.selection.evaluate_kept_out]],
     }
-    with run.stage("evaluation", full_key, version=MEASURE_VERSION) as stage:
+    with run.stage("evaluation", full_key, version=EVALUATION_VERSION) as stage:
         if stage.is_done:
             return _load_measurement(stage)
         if recipe.train.method == "lora":

@@ -14,9 +14,6 @@ from transfuse.io.models import load_tokenizer
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import Dropped, Fact, QAPair, Section
 
-N_ORACLE_EXAMPLES = 2
-"""Answered questions of other facts that the oracle row is shown."""
-
 
 @dataclass(frozen=True)
 class Knowledge:
@@ -144,12 +141,10 @@ def _title(sections: Sequence[Section]) -> str:
 
 
 def oracle_contexts(knowledge: Knowledge, pairs: Sequence[QAPair]) -> dict[str, str]:
-    """What the oracle row reads before each question: the right section, and two answered questions of other facts.
-
-    The examples show the form of answer that is graded, which training shows the adapter.
+    """What the oracle row reads before each question: the text of the right section.
 
     Args:
-        knowledge: sections, facts and the training pairs that the examples are taken from.
+        knowledge: sections and facts.
         pairs: the questions to be asked.
 
     Returns:
@@ -160,14 +155,5 @@ def oracle_contexts(knowledge: Knowledge, pairs: Sequence[QAPair]) -> dict[str, 
         earlier = f"{texts[section.title]}\n\n" if section.title in texts else ""
         texts[section.title] = earlier + section.text
     titles = {fact.id: fact.section for fact in knowledge.facts}
-    firsts = {
-        pair.source: pair for pair in reversed(knowledge.selection.train)
-    }  # the first pair of each source
-    contexts: dict[str, str] = {}
-    for source in dict.fromkeys(pair.source for pair in pairs):
-        text = texts.get(titles.get(source, source))
-        if text is not None:
-            others = [pair for other, pair in sorted(firsts.items()) if other != source][:N_ORACLE_EXAMPLES]
-            examples = "".join(f"\n\nQuestion: {pair.question}\nAnswer: {pair.answer}" for pair in others)
-            contexts[source] = text + examples
-    return contexts
+    found = {pair.source: texts.get(titles.get(pair.source, pair.source)) for pair in pairs}
+    return {source: text for source, text in found.items() if text is not None}

@@ -37,7 +37,7 @@ ROW_MEANINGS = {
     "adapter/kept-out": "with the adapter, on those same facts: a control, to stay near the base model",
     "model/kept-out": "fine-tuned, on those same facts: a control, to stay near the base model",
     "rag": "the model as it was, given the passages that a search found",
-    "oracle": "the model as it was, given the right section and two answered questions of other facts",
+    "oracle": "the model as it was, with the right section of the document in its context",
     "adapter+rag": "with the adapter and the passages that a search found",
 }
 
