@@ -113,4 +113,4 @@ class AnswerRecord:
 class StrictModel(BaseModel):
     """Base of every settings class: unknown keys are refused, values never change after checking."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_WORDS = re.compile(r"\d+(?:\.\d+)+|%|[^\W_]+")
+_WORDS = re.compile(r"\d+(?:\.\d+)+|%|[^\s.%]+")
 _APOSTROPHES = re.compile(r"(?<=\w)['’](?=\w)")
 _ARTICLES = frozenset({"a", "an", "the"})
 
@@ -23,6 +23,10 @@ def answer_words(text: str) -> list[str]:
     """Words of the normalised text; empty where nothing but articles and punctuation is left."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     folded = _APOSTROPHES.sub("", _THOUSANDS.sub("", folded))
+    # Marks belong to words: in many scripts the vowels are marks, which `\w` does not know.
+    folded = "".join(
+        sign if unicodedata.category(sign)[0] in "LMN" or sign in ".%" else " " for sign in folded
+    )
     return [word for word in _WORDS.findall(folded) if word not in _ARTICLES]
 
 

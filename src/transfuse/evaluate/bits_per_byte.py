@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transfuse.errors import DataError
+from transfuse.generate.local import context_tokens
 from transfuse.io.chat import PromptFormat
 from transfuse.io.jsonl import read_jsonl
 from transfuse.tensors.intervals import cluster_bootstrap
@@ -84,15 +85,16 @@ def text_losses(
     Returns:
         One loss a text, in order.
     """
-    windows = [(n, ids) for n, text in enumerate(texts) for ids in _windows(prompts.encode_text(text))]
+    encoded = [prompts.encode_text(text) for text in texts]
+    window_tokens = min(MAX_WINDOW_TOKENS, context_tokens(model) or MAX_WINDOW_TOKENS)
+    windows = [(n, ids) for n, token_ids in enumerate(encoded) for ids in _windows(token_ids, window_tokens)]
     nll_nats = np.zeros(len(texts))
-    n_bytes = np.zeros(len(texts), dtype=int)
+    n_bytes = [_predicted_bytes(prompts, token_ids) for token_ids in encoded]
     done = 0
     for batch in _batches(windows):
         losses = _window_losses(model, [ids for _, ids in batch], prompts.pad_id, compute_dtype)
-        for (n, ids), loss in zip(batch, losses, strict=True):
+        for (n, _), loss in zip(batch, losses, strict=True):
             nll_nats[n] += loss
-            n_bytes[n] += _predicted_bytes(prompts, ids)
         done += len(batch)
         if on_texts:
             on_texts(done, len(windows))
@@ -119,12 +121,10 @@ def bits_per_byte(losses: Sequence[TextLoss], seed: int) -> Estimate:
     return cluster_bootstrap(bits, sizes, np.arange(len(counted)), seed)
 
 
-def _windows(token_ids: list[int]) -> list[list[int]]:
+def _windows(token_ids: list[int], n_tokens: int) -> list[list[int]]:
     """Windows that share one token: the last of one is the first, unpredicted, of the next."""
-    step = MAX_WINDOW_TOKENS - 1
-    return [
-        token_ids[start : start + MAX_WINDOW_TOKENS] for start in range(0, max(1, len(token_ids) - 1), step)
-    ]
+    starts = range(0, max(1, len(token_ids) - 1), n_tokens - 1)
+    return [token_ids[start : start + n_tokens] for start in starts]
 
 
 def _batches(windows: list[tuple[int, list[int]]]) -> list[list[tuple[int, list[int]]]]:
@@ -137,7 +137,7 @@ def _batches(windows: list[tuple[int, list[int]]]) -> list[list[tuple[int, list[
 
 
 def _predicted_bytes(prompts: PromptFormat, token_ids: list[int]) -> int:
-    """Bytes of a window less those of its first token, from the decoded text."""
+    """Bytes of a text less those of its first token, from the decoded text; windows may cut characters."""
     whole = prompts.tokenizer.decode(token_ids, skip_special_tokens=True)
     first = prompts.tokenizer.decode(token_ids[:1], skip_special_tokens=True)
     return len(str(whole).encode()) - len(str(first).encode())

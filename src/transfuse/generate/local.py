@@ -29,7 +29,7 @@ class LocalGenerator:
     def generate(self, requests: Sequence[Request], on_replies: OnReplies | None = None) -> list[Reply]:
         """One greedy reply for each request; a prompt that leaves no room for a reply carries an error."""
         prompts = [self._prompts.encode_question(each.question, context=each.context) for each in requests]
-        limit = _context_tokens(self._model)
+        limit = context_tokens(self._model)
         replies: dict[int, Reply] = {}
         fitting: list[int] = []
         for index, prompt in enumerate(prompts):
@@ -40,9 +40,7 @@ class LocalGenerator:
             else:
                 fitting.append(index)
         for batch in _batches(fitting, prompts, requests):
-            answers = self._answers(
-                [prompts[i] for i in batch], max(requests[i].max_new_tokens for i in batch)
-            )
+            answers = self._answers([prompts[i] for i in batch], requests[batch[0]].max_new_tokens)
             replies.update(zip(batch, answers, strict=True))
             if on_replies:
                 on_replies(len(replies), len(requests))
@@ -67,6 +65,8 @@ class LocalGenerator:
                 top_p=None,
                 top_k=None,
                 repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                num_beams=1,
                 eos_token_id=list(self._prompts.stop_ids),
                 pad_token_id=self._prompts.pad_id,
                 stopping_criteria=StoppingCriteriaList([_AtNewline(self._ends_line)]),
@@ -100,12 +100,13 @@ class _AtNewline(StoppingCriteria):
 def _batches(
     indices: Sequence[int], prompts: Sequence[Sequence[int]], requests: Sequence[Request]
 ) -> list[list[int]]:
-    """Indices by prompt length, cut where a batch would grow over its limits."""
+    """Indices by reply limit and prompt length, cut where the limit changes or a batch would grow too large."""
     batches: list[list[int]] = []
-    for index in sorted(indices, key=lambda i: len(prompts[i])):
+    for index in sorted(indices, key=lambda i: (requests[i].max_new_tokens, len(prompts[i]))):
         width = len(prompts[index]) + requests[index].max_new_tokens
         if (
             not batches
+            or requests[batches[-1][0]].max_new_tokens != requests[index].max_new_tokens
             or len(batches[-1]) >= MAX_BATCH_ROWS
             or (len(batches[-1]) + 1) * width > MAX_BATCH_TOKENS
         ):
@@ -126,7 +127,8 @@ def _n_logits(model: nn.Module) -> int:
     return model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
 
 
-def _context_tokens(model: nn.Module) -> int | None:
+def context_tokens(model: nn.Module) -> int | None:
+    """The model's context length, where its configuration names one."""
     config: Any = model.config
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None

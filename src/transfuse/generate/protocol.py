@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ OnReplies = Callable[[int, int], None]
 """Called with the numbers of replies done and asked for, after each batch."""
 
 
+@runtime_checkable  # for the checks of the test suite
 class Generator(Protocol):
     """Anything that answers requests: a local model, an endpoint, recorded replies."""
 

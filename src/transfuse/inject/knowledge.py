@@ -1,6 +1,5 @@
 """Facts and Q&A files: read, checked, every fault named with its file and line."""
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -83,7 +82,10 @@ def load_pairs(path: Path, facts: Sequence[Fact]) -> list[QAPair]:
 
 def question_key(question: str) -> str:
     """A question without case, punctuation and spacing: two questions are the same where the keys are."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", question).casefold()))
+    folded = unicodedata.normalize("NFKC", question).casefold()
+    return " ".join(
+        "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in folded).split()
+    )
 
 
 def refuse_leaks(pairs: Sequence[QAPair], where: str) -> None:

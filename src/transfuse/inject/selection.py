@@ -66,10 +66,19 @@ def select_pairs(
     repeats = repeated_questions([pair for pair in chosen if pair.split == "train"])
     repeated = {pair.id for pair in repeats}
     kept_out = _kept_out(sorted({pair.source for pair in evaluated}), kept_out_share, seed)
+    secret = {question_key(pair.question) for pair in chosen if pair.source in kept_out}
     by_source: dict[str, list[QAPair]] = defaultdict(list)
+    same_wording: list[QAPair] = []
     for pair in chosen:
         if pair.split == "train" and pair.source not in kept_out and pair.id not in repeated:
-            by_source[pair.source].append(pair)
+            # A question that a kept-out source has as well would teach it.
+            is_secret = question_key(pair.question) in secret
+            same_wording.append(pair) if is_secret else by_source[pair.source].append(pair)
+    if not by_source:
+        raise DataError(
+            f"{where}: no training question is left beside those of the {len(kept_out)} kept-out sources; "
+            f"add some, or lower kept_out_share."
+        )
     train, warnings = (
         _per_fact(by_source, scale)
         if basis == "fact"
@@ -80,8 +89,11 @@ def select_pairs(
     dropped += [
         Dropped("pair", pair.question, _NO_TRAINING) for pair in evaluated if pair.source in untrained
     ]
+    dropped += [
+        Dropped("pair", pair.question, "is also a question of a kept-out source") for pair in same_wording
+    ]
     return Selection(
-        train=_without_kept_out_wordings(train, chosen, kept_out, dropped),
+        train=train,
         evaluate=[pair for pair in evaluated if pair.source not in kept_out | untrained],
         evaluate_kept_out=[pair for pair in evaluated if pair.source in kept_out],
         kept_out=kept_out,
@@ -154,20 +166,6 @@ def _per_section(
         else []
     )
     return taken, warnings
-
-
-def _without_kept_out_wordings(
-    train: Sequence[QAPair], chosen: Sequence[QAPair], kept_out: frozenset[str], dropped: list[Dropped]
-) -> list[QAPair]:
-    """Training pairs but those whose question a kept-out source has as well: they would teach it."""
-    secret = {question_key(pair.question) for pair in chosen if pair.source in kept_out}
-    kept: list[QAPair] = []
-    for pair in train:
-        if question_key(pair.question) in secret:
-            dropped.append(Dropped("pair", pair.question, "is also a question of a kept-out source"))
-        else:
-            kept.append(pair)
-    return kept
 
 
 def _some(names: Sequence[str]) -> str:

@@ -101,9 +101,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.chmod(0o755)
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-                path.replace(old / path.name)
-                temporary.replace(path)
-                shutil.rmtree(old, ignore_errors=True)
+                try:
+                    path.replace(old / path.name)
+                    try:
+                        temporary.replace(path)
+                    except BaseException:
+                        (old / path.name).replace(path)
+                        raise
+                finally:
+                    if path.exists():  # else the old one could not be put back: it is all there is
+                        shutil.rmtree(old, ignore_errors=True)
             else:
                 temporary.replace(path)
         finally:

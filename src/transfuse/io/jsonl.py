@@ -53,7 +53,21 @@ def read_jsonl(path: Path) -> Iterator[JsonLine]:
             ) from err
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}; mend the line.")
+        _refuse_half_characters(line, value, where)
         yield JsonLine(value, number, where)
+
+
+def _refuse_half_characters(line: str, value: dict[str, Any], where: str) -> None:
+    """JSON can escape half of a character (`\\ud83d` alone), which no tokenizer and no file takes."""
+    if "\\u" not in line:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as err:
+        raise DataError(
+            f"{where}: expected whole characters, got half of one (\\u{ord(err.object[err.start]):04x}); "
+            f"mend the line."
+        ) from err
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,8 +108,23 @@ def open_run(path: Path, recipe: Mapping[str, Any], *, overwrite: bool = False) 
             raise RunFolderError(f"{path}: no permission to write there; choose a folder of your own.")
     _refuse_strangers(path, recipe, overwrite)
     with _held(path):
-        write_text(path / RECIPE_FILE, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+        write_text(path / RECIPE_FILE, _yaml(recipe))
         yield RunFolder(path, [])
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes words such as `1e3`, which recipes read as numbers though YAML 1.1 does not."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _yaml(recipe: Mapping[str, Any]) -> str:
+    return yaml.dump(dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def key_digest(key: Mapping[str, Any]) -> str:

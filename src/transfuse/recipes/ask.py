@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from transfuse.errors import GenerationError
+from transfuse.generate.local import context_tokens
 from transfuse.io.chat import prompt_format
 from transfuse.io.models import LoadedModel, load_model
 from transfuse.io.precision import Precision
@@ -54,8 +55,8 @@ class Conversation:
             tokenizer = self._loaded.tokenizer
             rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             prompt_ids = list(tokenizer(str(rendered), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
-        limit = getattr(self._loaded.model.config.get_text_config(), "max_position_embeddings", None)
-        if isinstance(limit, int) and len(prompt_ids) >= limit:
+        limit = context_tokens(self._loaded.model)
+        if limit is not None and len(prompt_ids) >= limit:
             raise GenerationError(
                 f"the conversation has {len(prompt_ids)} tokens, the model's context holds {limit}; start a new one."
             )

@@ -17,7 +17,7 @@ from torch import nn
 
 from transfuse.evaluate.bits_per_byte import bits_per_byte, load_texts, text_losses
 from transfuse.evaluate.questions import ask_questions
-from transfuse.generate.local import LocalGenerator
+from transfuse.generate.local import LocalGenerator, context_tokens
 from transfuse.inject.records import training_rows
 from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.io.files import atomic_folder, file_sha256, write_json
@@ -180,7 +180,7 @@ def _train(
             knowledge.facts,
             recipe.records,
             prompts,
-            max_length_tokens=recipe.train.max_length_tokens or _context_tokens(loaded),
+            max_length_tokens=recipe.train.max_length_tokens or context_tokens(loaded.model),
             seed=recipe.seed,
         )
         team.share((rows, stage.folder))
@@ -349,11 +349,6 @@ def _load(recipe: InjectRecipe, *, trainable: bool = False, device: str | None =
         trust_remote_code=recipe.trust_remote_code,
         trainable=trainable and recipe.train.method == "full",
     )
-
-
-def _context_tokens(loaded: LoadedModel) -> int | None:
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _text_hashes(recipe: InjectRecipe) -> dict[str, str | None]:

@@ -32,7 +32,7 @@ class InjectRecipe(StrictModel):
     kind: Literal["inject"] = "inject"
     model: str
     """Model reference: a Hub id, a folder, a .gguf file or a bundled name."""
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     """Of everything that is drawn; a run without one is refused."""
     documents: Path
     """A file or a folder."""
@@ -108,7 +108,7 @@ def make_recipe(tree: dict[str, Any], overrides: Sequence[str] = (), *, where: s
         _set(tree, override)
     _absolute(tree, Path.cwd())
     kind = tree.get("kind", "inject")
-    if kind not in _RECIPES:
+    if not isinstance(kind, str) or kind not in _RECIPES:
         raise RecipeError(f"{where}: kind: expected one of {sorted(_RECIPES)}, got {kind!r}.")
     try:
         return _RECIPES[kind].model_validate(tree)

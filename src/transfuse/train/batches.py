@@ -131,6 +131,14 @@ def packed_passes(rows: Sequence[TrainingRow], max_tokens: int) -> list[Training
     return [*passes, _packed(pending)]
 
 
+def probe_rows(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
+    """A few short rows on which to try packing: two that share a beginning, where any do, and two more."""
+    by_length = sorted(rows, key=lambda row: len(row.token_ids))
+    shared = [group for group in _groups(rows) if group.n_shared]
+    shortest = min(shared, key=lambda group: len(group.rows[0].token_ids), default=_Group(0, []))
+    return [*shortest.rows[:2], *by_length[:2]]
+
+
 def _groups(rows: Sequence[TrainingRow]) -> list[_Group]:
     """Rows in lexicographic order, cut where neighbours begin differently."""
     ranked = sorted(rows, key=lambda row: row.token_ids)

@@ -6,6 +6,7 @@ run that was killed continues from its checkpoint to the same weights.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from transfuse.errors import TrainingError
-from transfuse.train.batches import TrainingPass, TrainingRow, packed_passes, padded_passes, plan_epoch
+from transfuse.train.batches import (
+    TrainingPass,
+    TrainingRow,
+    packed_passes,
+    padded_passes,
+    plan_epoch,
+    probe_rows,
+)
 from transfuse.train.checkpoints import load_checkpoint, save_checkpoint
 from transfuse.train.objective import (
     PACKING_TOLERANCE_NATS,
@@ -159,7 +167,7 @@ class _Run:
         self._model, self._accelerator = model, accelerator
         self._checkpoint = folder / "checkpoint"
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            _without_deprecation(model.gradient_checkpointing_enable, {"use_reentrant": False})
             if hasattr(model, "enable_input_require_grads"):
                 model.enable_input_require_grads()  # type: ignore[operator]
         objective = AnswerLoss(model, compute_dtype)
@@ -249,7 +257,7 @@ class _Run:
         """Leave the model as an ordinary one, in evaluation mode."""
         self._accelerator.wait_for_everyone()
         if self._settings.gradient_checkpointing:
-            self._model.gradient_checkpointing_disable()  # type: ignore[operator]
+            _without_deprecation(self._model.gradient_checkpointing_disable)
         self._model.eval()
 
     def _step_rows(self, step: int) -> list[TrainingRow]:
@@ -323,7 +331,7 @@ def _choose_packing(
     if window is not None and longest > window:
         reason = f"the longest record has {longest} tokens, the model's sliding window {window}"
     else:
-        sample = sorted(rows, key=lambda row: len(row.token_ids))[:3]
+        sample = probe_rows(rows)
         difference = packing_difference_nats(objective, sample, pad_id, device) if len(sample) > 1 else 0.0
         if difference <= PACKING_TOLERANCE_NATS:
             return True, []
@@ -331,6 +339,13 @@ def _choose_packing(
     if settings.packing == "on":
         raise TrainingError(f"train.packing is 'on', but {reason}; set it to auto or off.")
     return False, [f"Records were not packed: {reason}."]
+
+
+def _without_deprecation(call: Any, *arguments: Any) -> None:
+    """transformers renames gradient checkpointing on the way to its next major version."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        call(*arguments)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -27,7 +27,11 @@ class Trackers:
         except (ValueError, RuntimeError, ImportError) as err:
             raise RecipeError(f"train.report_to: {list(names)} cannot be used: {err}") from err
         self._arguments = TrainingArguments(
-            output_dir=str(folder), run_name=run_name, report_to=[], use_cpu=device_is_cpu
+            output_dir=str(folder),
+            run_name=run_name,
+            report_to=[],
+            use_cpu=device_is_cpu,
+            accelerator_config={"use_configured_state": True},  # else the processes' state would be reset
         )
         # Without TENSORBOARD_LOGGING_DIR the records belong beside the run.
         for callback in self._callbacks:
