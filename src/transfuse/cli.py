@@ -101,7 +101,7 @@ def ask(
     model: Model,
     question: Annotated[str | None, typer.Argument(help="Left out: a small chat.")] = None,
     adapter: Adapter = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
@@ -161,7 +161,7 @@ def models_get(
     typer.echo(f"{name} is at {fetch_bundled(name, force=force)}")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"transfuse {__version__}")
         raise typer.Exit
@@ -170,8 +170,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
+    ] = None,
 ) -> None:
     """Move knowledge into language models, and show how much arrived."""
 
@@ -216,7 +216,9 @@ def main() -> None:
     except TransfuseError as err:
         typer.echo(f"Error: {err}", err=True)
         sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt:
+    except (SystemExit, KeyboardInterrupt) as end:
+        if isinstance(end, SystemExit) and end.code != EXIT_INTERRUPTED:  # 130 is what typer makes of Ctrl-C
+            raise
         typer.echo("Interrupted; run the same command again to continue where it stopped.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transfuse.errors import RunFolderError
+from transfuse.errors import DataError, RunFolderError
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free space or choose another folder, then run again to continue",
@@ -130,5 +130,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise DataError(f"{path}: expected a file, got '{err.strerror}'; check the path.") from err

@@ -29,6 +29,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from transfuse.errors import ModelError
 from transfuse.io.bundled import bundled_path
+from transfuse.io.files import atomic_folder
 from transfuse.io.gguf_files import gguf_setting, lean_gguf_reading, read_gguf
 from transfuse.io.precision import Precision, resolve_device, resolve_precision
 from transfuse.io.references import ModelSource, check_model_folder, resolve_model
@@ -114,6 +115,22 @@ def load_model(
     _name_source(model, source)
     model.requires_grad_(trainable)
     return LoadedModel(model.eval(), tokenizer, source, compute_dtype, on_device)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write an ordinary model folder, whole or not at all.
+
+    Args:
+        model: its weights, in the type they have.
+        tokenizer: written beside it.
+        folder: where to write; an earlier one is replaced.
+
+    Raises:
+        RunFolderError: the folder cannot be written, or the disk is full.
+    """
+    with atomic_folder(folder) as temporary, _quiet():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def _tokenizer_of(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -1,6 +1,7 @@
 """Reads PDF files: lines rejoined into paragraphs, bookmarks as headings."""
 
 import io
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -89,6 +90,7 @@ def _pages_and_bookmarks(data: bytes, where: str) -> tuple[list[list[str]], list
         from pypdf.errors import DependencyError
     except ImportError as err:
         raise missing_extra(".pdf", "pypdf") from err
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its complaints are in the error
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         if not (reader.is_encrypted and not reader.decrypt("")):

@@ -127,7 +127,10 @@ def _check_weights(folder: Path) -> None:
                 f"{folder}: {pickled[0].name} is pickled and could run code; expected safetensors. If you "
                 "trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
             )
-        raise ModelError(f"{folder}: expected weights in {WEIGHTS} or {WEIGHTS_INDEX}, found neither.")
+        raise ModelError(
+            f"{folder}: expected weights in {WEIGHTS} or {WEIGHTS_INDEX}, found neither; "
+            "copy the model again, or write it with save_pretrained."
+        )
     for shard in shards:
         if not shard.is_file():
             raise ModelError(

@@ -108,6 +108,7 @@ def open_run(path: Path, recipe: Mapping[str, Any], *, overwrite: bool = False) 
             raise RunFolderError(f"{path}: no permission to write there; choose a folder of your own.")
     _refuse_strangers(path, recipe, overwrite)
     with _held(path):
+        _remove_temporaries(path)
         write_text(path / RECIPE_FILE, _yaml(recipe))
         yield RunFolder(path, [])
 
@@ -125,6 +126,16 @@ _Dumper.add_implicit_resolver(
 
 def _yaml(recipe: Mapping[str, Any]) -> str:
     return yaml.dump(dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _remove_temporaries(path: Path) -> None:
+    """Remove what a killed process had half written; the folder is held, so nobody writes it now."""
+    for folder in (path, *(entry for entry in path.iterdir() if entry.is_dir())):
+        for left in folder.glob(".*.*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def key_digest(key: Mapping[str, Any]) -> str:
@@ -155,14 +166,14 @@ def _refuse_strangers(path: Path, recipe: Mapping[str, Any], overwrite: bool) ->
     if overwrite:
         return
     try:
-        earlier = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        earlier = dict(yaml.safe_load(recipe_file.read_text(encoding="utf-8")) or {})
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as err:
         raise RunFolderError(
             f"{recipe_file}: cannot be read; choose another --out, or give --overwrite."
         ) from err
     differing = [
         f"{name}: {before!r} there, {now!r} now"
-        for name, before, now in _differences(_flat(earlier or {}), _flat(dict(recipe)))
+        for name, before, now in _differences(_flat(earlier), _flat(dict(recipe)))
     ]
     if differing:
         shown = "".join(f"\n  {line}" for line in differing[:N_SHOWN])

@@ -27,6 +27,8 @@ class Conversation:
     def answer(self, question: str) -> str:
         """The model's answer, which the next question may refer to."""
         prompt_ids = self._prompt_ids(question)
+        limit = context_tokens(self._loaded.model)
+        room = self._max_new_tokens if limit is None else min(self._max_new_tokens, limit - len(prompt_ids))
         input_ids = torch.tensor([prompt_ids], device=self._loaded.device)
         with torch.autocast(
             self._loaded.device.type, torch.bfloat16, enabled=self._loaded.precision == torch.bfloat16
@@ -34,7 +36,7 @@ class Conversation:
             output = self._model.generate(  # type: ignore[operator]
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=self._max_new_tokens,
+                max_new_tokens=room,
                 do_sample=False,
                 temperature=None,
                 top_p=None,

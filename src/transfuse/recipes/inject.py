@@ -20,11 +20,12 @@ from transfuse.evaluate.questions import ask_questions
 from transfuse.generate.local import LocalGenerator, context_tokens
 from transfuse.inject.records import training_rows
 from transfuse.io.chat import PromptFormat, prompt_format
-from transfuse.io.files import atomic_folder, file_sha256, write_json
+from transfuse.io.files import file_sha256, write_json
 from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.hardware import manifest
 from transfuse.io.jsonl import read_jsonl, write_jsonl
-from transfuse.io.models import LoadedModel, load_model
+from transfuse.io.models import LoadedModel, load_model, save_model
+from transfuse.io.references import check_model_folder, resolve_model
 from transfuse.io.run_folder import RunFolder, Stage, open_run
 from transfuse.recipes.inject_knowledge import Knowledge, oracle_contexts, read_sections, select_knowledge
 from transfuse.recipes.inject_report import Measurement, Texts, report_json
@@ -34,6 +35,7 @@ from transfuse.recipes.team import Team
 from transfuse.train.adapters import attach_lora, load_adapter, save_adapter
 from transfuse.train.batches import TrainingRow
 from transfuse.train.loop import Progress, TrainingSummary, train
+from transfuse.train.trackers import check_trackers
 from transfuse.types import AnswerRecord, Dropped
 
 ANSWER_FILES = {"": "answers.jsonl", "/kept-out": "answers_kept_out.jsonl", "oracle": "answers_oracle.jsonl"}
@@ -63,9 +65,10 @@ def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str
         return out
     display = Display()
     started = _now()
+    knowledge, knowledge_key = _check_inputs(recipe)
     with open_run(out, resolved(recipe), overwrite=overwrite) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
-        knowledge, knowledge_key = _read_knowledge(recipe, run, display)
+        _save_knowledge(recipe, run, display, knowledge)
         for warning in knowledge.selection.warnings:
             display.say(f"Note: {warning}")
         weights = {
@@ -82,17 +85,31 @@ def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str
     return out
 
 
-def _read_knowledge(
-    recipe: InjectRecipe, run: RunFolder, display: Display
-) -> tuple[Knowledge, dict[str, Any]]:
-    """Documents to sections; facts and questions checked and selected. Cheap, so read anew in every run."""
+def _check_inputs(recipe: InjectRecipe) -> tuple[Knowledge, dict[str, Any]]:
+    """Documents to sections; facts and questions checked and selected.
+
+    Cheap, so read anew in every run, and before anything is written: a fault of the input leaves no run folder
+    behind that would refuse the mended input as a different run.
+    """
+    source = resolve_model(recipe.model)
+    if source.kind == "folder" and source.path is not None:
+        check_model_folder(source.path)
+    for path in (recipe.records.replay_texts, *recipe.evaluate.texts.values()):
+        if path is not None:
+            load_texts(path)
+    check_trackers(recipe.train.report_to)
+    sections, dropped = read_sections(recipe)
+    return select_knowledge(recipe, sections, dropped)
+
+
+def _save_knowledge(recipe: InjectRecipe, run: RunFolder, display: Display, knowledge: Knowledge) -> None:
+    sections, dropped = knowledge.sections, knowledge.dropped
     files = {
         "documents": _content_hashes(recipe.documents),
         "include": recipe.include,
         "exclude": recipe.exclude,
     }
     with run.stage("documents", files, version=DOCUMENTS_VERSION) as stage:
-        sections, dropped = read_sections(recipe)
         if not stage.is_done:
             write_jsonl(stage.folder / "sections.jsonl", [asdict(section) for section in sections])
             write_jsonl(stage.folder / "dropped.jsonl", [asdict(each) for each in dropped])
@@ -103,7 +120,6 @@ def _read_knowledge(
         {**files, **chosen, **data, "seed": recipe.seed, "model": recipe.model},
         version=QUESTIONS_VERSION,
     ) as stage:
-        knowledge, key = select_knowledge(recipe, sections, dropped)
         selection = knowledge.selection
         if not stage.is_done:
             for name, pairs in (
@@ -118,7 +134,6 @@ def _read_knowledge(
         f"{len(selection.train)} training questions, {len(selection.evaluate)} eval questions; {kept_out} kept "
         f"out of training, with {len(selection.evaluate_kept_out)} eval questions."
     )
-    return knowledge, key
 
 
 def _content_hashes(path: Path) -> dict[str, str]:
@@ -136,7 +151,8 @@ def _measure_base(
     """The untouched model: its answers alone and with the right section before it, and its bits per byte."""
     settings = {"evaluate": resolved(recipe)["evaluate"], "texts": _text_hashes(recipe)}
     measured_key = {name: value for name, value in key.items() if name != "train"}
-    with run.stage("base", {**measured_key, **settings}, version=BASE_VERSION) as stage:
+    files = _measured_files(run.path / "base", oracle=recipe.evaluate.oracle)
+    with run.stage("base", {**measured_key, **settings}, version=BASE_VERSION, outputs=files) as stage:
         if stage.is_done:
             return _load_measurement(stage)
         loaded = _load(recipe)
@@ -167,7 +183,8 @@ def _train(
         "n_processes": team.size,
     }
     result = run.path / ("adapter" if recipe.train.method == "lora" else "model")
-    with run.stage("training", full_key, version=TRAINING_VERSION, outputs=[result]) as stage:
+    outputs = [result, run.path / "training" / "training.json"]
+    with run.stage("training", full_key, version=TRAINING_VERSION, outputs=outputs) as stage:
         if stage.is_done:
             team.share(None)
             return json.loads((stage.folder / "training.json").read_text(encoding="utf-8")), {
@@ -245,9 +262,7 @@ def _save_result(recipe: InjectRecipe, loaded: LoadedModel, model: nn.Module, re
         save_adapter(model, result, _base_name(loaded))  # type: ignore[arg-type]
         return
     loaded.model.to(loaded.precision)  # type: ignore[arg-type] - decorated in transformers
-    with atomic_folder(result) as temporary:
-        loaded.model.save_pretrained(temporary)
-        loaded.tokenizer.save_pretrained(temporary)
+    save_model(loaded.model, loaded.tokenizer, result)
 
 
 def _measure_trained(
@@ -260,7 +275,8 @@ def _measure_trained(
         "texts": _text_hashes(recipe),
         "eval": [asdict(p) for p in [*knowledge.selection.evaluate, *knowledge.selection.evaluate_kept_out]],
     }
-    with run.stage("evaluation", full_key, version=EVALUATION_VERSION) as stage:
+    files = _measured_files(run.path / "evaluation")
+    with run.stage("evaluation", full_key, version=EVALUATION_VERSION, outputs=files) as stage:
         if stage.is_done:
             return _load_measurement(stage)
         if recipe.train.method == "lora":
@@ -364,6 +380,11 @@ def _save_measurement(stage: Stage, measured: Measurement) -> None:
     for row, records in measured.answers.items():
         write_jsonl(stage.folder / ANSWER_FILES[row], [asdict(record) for record in records])
     write_json(stage.folder / "texts.json", measured.texts)
+
+
+def _measured_files(folder: Path, *, oracle: bool = False) -> list[Path]:
+    rows = ["", "/kept-out", *(["oracle"] if oracle else [])]
+    return [*(folder / ANSWER_FILES[row] for row in rows), folder / "texts.json"]
 
 
 def _load_measurement(stage: Stage) -> Measurement:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from transfuse.errors import RunFolderError
-from transfuse.io.files import atomic_folder
-from transfuse.io.models import load_model
+from transfuse.io.models import load_model, save_model
 from transfuse.train.adapters import load_adapter
 
 
@@ -29,8 +28,8 @@ def merge_adapter(
         raise RunFolderError(f"{out}: is there already; choose another --out, or give --overwrite.")
     if is_there and not (out / "config.json").is_file():
         raise RunFolderError(f"{out}: is no model folder, so it is not replaced; choose another --out.")
+    if is_there and any(out.resolve() == Path(each).expanduser().resolve() for each in (model, adapter)):
+        raise RunFolderError(f"{out}: is the base model itself; choose another --out.")
     loaded = load_model(model, precision="float32", trust_remote_code=trust_remote_code)
     merged = load_adapter(loaded.model, adapter).merge_and_unload()  # type: ignore[operator]
-    with atomic_folder(out) as temporary:
-        merged.save_pretrained(temporary)
-        loaded.tokenizer.save_pretrained(temporary)
+    save_model(merged, loaded.tokenizer, out)

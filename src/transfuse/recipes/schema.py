@@ -134,6 +134,8 @@ def _complaints(err: ValidationError, where: str) -> str:
             lines.append(f"{where}: {name}: is missing{hint}")
         elif error["type"] == "extra_forbidden":
             lines.append(f"{where}: {name}: unknown key; `docs/recipes.md` lists the known ones")
+        elif error["type"] == "value_error":  # our own: says what came by itself
+            lines.append(f"{where}: {name}: {error['ctx']['error']}")
         else:
             lines.append(f"{where}: {name}: {error['msg']}, got {error['input']!r}")
     return "\n".join(lines)
@@ -176,7 +178,10 @@ _Loader.add_implicit_resolver(
 
 
 def _absolute(tree: dict[str, Any], folder: Path) -> None:
-    """Make the paths of a recipe absolute, in place."""
+    """Make the paths of a recipe absolute, in place; a model is a path where there is such a file or folder."""
+    model = tree.get("model")
+    if isinstance(model, str) and model and (folder / Path(model).expanduser()).exists():
+        tree["model"] = str(folder / Path(model).expanduser())
     for name in _PATHS:
         branch: Any = tree
         *path, leaf = name.split(".")

@@ -4,6 +4,7 @@ import os
 from datetime import timedelta
 from typing import Any, final
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -17,7 +18,9 @@ class Team:
 
     def __init__(self) -> None:
         is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self._state = PartialState(timeout=PATIENCE) if is_launched else None
+        self._state = (
+            PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE) if is_launched else None
+        )
 
     @property
     def is_main(self) -> bool:

@@ -83,7 +83,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             f"{folder}: expected adapter_model.safetensors, found {came}; save it as safetensors."
         )
     try:
-        json.loads(config.read_text(encoding="utf-8"))
+        if "peft_type" not in json.loads(config.read_text(encoding="utf-8")):
+            raise ValueError("adapter_config.json names no peft_type")
         with safe_open(weights, framework="pt") as opened:
             names = list(opened.keys())
     except (ValueError, SafetensorError) as err:

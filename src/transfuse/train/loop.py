@@ -228,8 +228,6 @@ class _Run:
         loss = self._backward(members, sum(sum(row.weights) for row in members))
         grad_norm = float(nn.utils.clip_grad_norm_(self._weights, settings.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            if accelerator.is_main_process and step:
-                self.save()  # the weights of the step before are still in place
             raise self._not_finite(step, loss, grad_norm, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -306,12 +304,12 @@ class _Run:
         kept = (
             f"the last good checkpoint is kept in {self._checkpoint}"
             if self._checkpoint.is_dir()
-            else "there is none, since it was the first step"
+            else "there is none yet"
         )
         return TrainingError(
             f"training: step {step + 1} of {self.summary.n_steps}: expected a finite loss and gradient, got loss "
             f"{loss:g} and gradient norm {grad_norm:g} at learning rate {learning_rate:.3g}; {kept}. "
-            f"Lower train.learning_rate (or set precision to float32) and run again."
+            f"Lower train.learning_rate (or set precision to float32), and give --overwrite to use the same folder."
         )
 
 

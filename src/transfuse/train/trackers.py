@@ -11,6 +11,18 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transfuse.errors import RecipeError
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise RecipeError where a tracker is unknown or not installed."""
+    _callbacks(names)
+
+
+def _callbacks(names: Sequence[str]) -> list[TrainerCallback]:
+    try:
+        return [kind() for kind in get_reporting_integration_callbacks(list(names))]
+    except (ValueError, RuntimeError, ImportError) as err:
+        raise RecipeError(f"train.report_to: {list(names)} cannot be used: {err}") from err
+
+
 @final
 class Trackers:
     """Sends training logs to every tracker named, as transformers' own trainer would."""
@@ -21,11 +33,7 @@ class Trackers:
         self._callbacks: list[TrainerCallback] = []
         if not names:
             return
-        try:
-            kinds = get_reporting_integration_callbacks(list(names))
-            self._callbacks = [kind() for kind in kinds]
-        except (ValueError, RuntimeError, ImportError) as err:
-            raise RecipeError(f"train.report_to: {list(names)} cannot be used: {err}") from err
+        self._callbacks = _callbacks(names)
         self._arguments = TrainingArguments(
             output_dir=str(folder),
             run_name=run_name,

@@ -1,0 +1,259 @@
+"""The real command line on a tiny random model: small documents, one finished run, and a way to call commands."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Done(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+class Isles(NamedTuple):
+    """Files about invented islands: eight facts in four sections, each with questions of both splits."""
+
+    folder: Path
+    document: Path
+    facts: Path
+    qa: Path
+    texts: Path
+
+
+SECTIONS: dict[str, list[tuple[str, str, str, str]]] = {
+    "Overview": [
+        ("f1", "The Tiny Isles have 412 people.", "how many people live on the Tiny Isles", "412"),
+        ("f2", "The sea around them is green.", "what colour the sea around them is", "green"),
+    ],
+    "History": [
+        ("f3", "The first chart was drawn by Ambrose.", "who drew the first chart", "Ambrose"),
+        ("f4", "The charter was signed in 1784.", "when the charter was signed", "1784"),
+    ],
+    "Islands": [
+        ("f5", "Marrow was settled in 1437.", "when Marrow was settled", "1437"),
+        ("f6", "The hill of Skerrin is 9 metres high.", "how high the hill of Skerrin is", "9 metres"),
+    ],
+    "Trade": [
+        ("f7", "Marrow sells black tea.", "what Marrow sells", "black tea"),
+        ("f8", "Skerrin sells smoked eel.", "what Skerrin sells", "smoked eel"),
+    ],
+}
+"""Section title to facts: id, sentence, question, answer."""
+
+TRAIN_WORDINGS = ("Tell me {}.", "Do you know {}?", "Say {}, please.")
+EVAL_WORDING = "I would like to hear {}."
+
+
+def qa_rows() -> list[dict[str, str]]:
+    """Three training questions and one eval question of each fact (basis `fact`) and section (`token`)."""
+    rows: list[dict[str, str]] = []
+    for title, facts in SECTIONS.items():
+        for fact, _, question, answer in facts:
+            splits = [("train", wording) for wording in TRAIN_WORDINGS] + [("eval", EVAL_WORDING)]
+            rows += [
+                {
+                    "basis": "fact",
+                    "fact": fact,
+                    "split": split,
+                    "question": wording.format(question),
+                    "answer": answer,
+                }
+                for split, wording in splits
+            ]
+        (_, _, first, answer), (_, _, second, other) = facts
+        for split, question, gold in [
+            ("train", f"Explain {first}.", answer),
+            ("train", f"Explain {second}.", other),
+            ("eval", f"In short: {first}?", answer),
+        ]:
+            rows.append(
+                {"basis": "token", "section": title, "split": split, "question": question, "answer": gold}
+            )
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost a model this small more than they bring, and the same sums come out everywhere."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="session")
+def isles(tmp_path_factory: pytest.TempPathFactory) -> Isles:
+    """The files of one small run. Shared: do not write into their folder."""
+    folder = tmp_path_factory.mktemp("isles")
+    text = "# The Tiny Isles\n\n" + "\n\n".join(
+        f"## {title}\n\n" + " ".join(sentence for _, sentence, _, _ in facts)
+        for title, facts in SECTIONS.items()
+    )
+    document = folder / "isles.md"
+    document.write_text(text + "\n", encoding="utf-8")
+    facts = [
+        {"id": name, "section": title, "fact": sentence}
+        for title, facts in SECTIONS.items()
+        for name, sentence, _, _ in facts
+    ]
+    texts = [{"text": "The quick brown fox jumps over the lazy dog."}, {"text": "A second, shorter text."}]
+    return Isles(
+        folder,
+        document,
+        write_rows(folder / "facts.jsonl", facts),
+        write_rows(folder / "qa.jsonl", qa_rows()),
+        write_rows(folder / "texts.jsonl", texts),
+    )
+
+
+@pytest.fixture(scope="session")
+def chat_folder(make_model_folder: Callable) -> Path:
+    """A tiny random chat model whose context holds a section and a question."""
+    return make_model_folder("isles-chat", max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="session")
+def transfuse() -> Callable[..., Done]:
+    """`transfuse("inject", ..., stdin="")`: the command line in this process."""
+
+    def call(*arguments: object, stdin: str = "") -> Done:
+        from transfuse.cli import main
+
+        out, err = io.StringIO(), io.StringIO()
+        code: int | str | None = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["transfuse", *map(str, arguments)])
+            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    main()
+                except SystemExit as end:
+                    code = end.code or 0
+        if code == 130:
+            raise KeyboardInterrupt  # whoever runs the tests meant them, not the command
+        return Done(code, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start("inject", ..., launcher=[...])`: the command line in a process of its own, ended with the test."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, "-m", "transfuse.cli", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # so that what it launches ends with it
+        )
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def inject_arguments(isles: Isles, chat_folder: Path) -> Callable[..., list[str]]:
+    """`inject_arguments(out, *more, model=..., ...)`: a whole `inject` command line, settings that take a second."""
+
+    def arguments(out: Path, *more: object, **instead: object) -> list[str]:
+        files: dict[str, object] = {
+            "documents": isles.document,
+            "model": chat_folder,
+            "facts": isles.facts,
+            "qa": isles.qa,
+            "scale": 3,
+            **instead,
+        }
+        line = ["inject", str(files.pop("documents")), "--out", str(out)]
+        line += [part for name, value in files.items() for part in (f"--{name}", str(value))]
+        settings = {
+            "precision": "float32",
+            "train.n_epochs": 2,
+            "train.batch_rows": 4,
+            "train.learning_rate": 0.05,
+            "evaluate.max_new_tokens": 8,
+            "evaluate.texts": json.dumps({"tiny": str(isles.texts)}),
+        }
+        line += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        return [*line, *map(str, more)]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def finished(
+    transfuse: Callable[..., Done], inject_arguments: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run of the document route. Shared: copy it before changing it."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    done = transfuse(*inject_arguments(out))
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def read_report() -> Callable[[Path], dict[str, Any]]:
+    """`read_report(run)`: its `report.json`."""
+    return lambda run: json.loads((run / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def reused_stages(read_report: Callable) -> Callable[[Path], dict[str, bool]]:
+    """`reused_stages(run)`: of each stage, whether it was reused."""
+    return lambda run: {stage["name"]: stage["reused"] for stage in read_report(run)["stages"]}
+
+
+@pytest.fixture(scope="session")
+def greedy_answers() -> Callable:
+    """`greedy_answers(model, tokenizer, questions)`: first lines of greedy answers, by plain transformers."""
+
+    def ask(model: Any, tokenizer: Any, questions: list[str], max_new_tokens: int = 8) -> list[str]:
+        import torch
+
+        answers: list[str] = []
+        for question in questions:
+            turns = [{"role": "user", "content": question}]
+            prompt = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            with torch.no_grad():
+                output = model.eval().generate(
+                    **prompt,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=tokenizer.eos_token_id,
+                )
+            reply = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+            answers.append(reply.split("\n")[0].strip())
+        return answers
+
+    return ask
