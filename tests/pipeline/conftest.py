@@ -162,6 +162,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     begun: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        # A shell's background job ignores Ctrl-C, and so would everything that it starts.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             [sys.executable, *launcher, "-m", "transfuse.cli", *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -170,6 +172,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,  # so that what it launches ends with it
         )
+        signal.signal(signal.SIGINT, handler)
         begun.append(process)
         return process
 

@@ -134,7 +134,7 @@ def _complaints(err: ValidationError, where: str) -> str:
             lines.append(f"{where}: {name}: is missing{hint}")
         elif error["type"] == "extra_forbidden":
             lines.append(f"{where}: {name}: unknown key; `docs/recipes.md` lists the known ones")
-        elif error["type"] == "value_error":  # our own: says what came by itself
+        elif error["type"] == "value_error" and "ctx" in error:  # our own: says what came by itself
             lines.append(f"{where}: {name}: {error['ctx']['error']}")
         else:
             lines.append(f"{where}: {name}: {error['msg']}, got {error['input']!r}")

@@ -228,6 +228,8 @@ class _Run:
         loss = self._backward(members, sum(sum(row.weights) for row in members))
         grad_norm = float(nn.utils.clip_grad_norm_(self._weights, settings.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            if accelerator.is_main_process and step and not self._checkpoint.is_dir():
+                self.save()  # none was due yet, and the weights of the step before are still in place
             raise self._not_finite(step, loss, grad_norm, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -304,7 +306,7 @@ class _Run:
         kept = (
             f"the last good checkpoint is kept in {self._checkpoint}"
             if self._checkpoint.is_dir()
-            else "there is none yet"
+            else "there is none, since it was the first step"
         )
         return TrainingError(
             f"training: step {step + 1} of {self.summary.n_steps}: expected a finite loss and gradient, got loss "
