@@ -111,11 +111,13 @@ def _refuse_empty(chosen: Sequence[QAPair], evaluated: Sequence[QAPair], basis: 
         raise DataError(f"{where}: no pairs of basis {basis!r}; use --basis {other} or add some.")
     if not evaluated:
         raise DataError(
-            f"{where}: no rows with 'split': 'eval' of basis {basis!r}; what is learned cannot be measured."
+            f"{where}: no rows with 'split': 'eval' of basis {basis!r}; what is learned cannot "
+            f"be measured. Add at least one a source."
         )
     if len(evaluated) == len(chosen):
         raise DataError(
-            f"{where}: no rows with 'split': 'train' of basis {basis!r}; there is nothing to train on."
+            f"{where}: no rows with 'split': 'train' of basis {basis!r}; there is nothing to "
+            f"train on. Add at least one a source."
         )
 
 

@@ -71,7 +71,7 @@ def read_gguf(path: Path) -> LeanGGUFReader:
     try:
         reader = LeanGGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as err:
-        raise ModelError(f"{path}: not a readable .gguf file: {err}; fetch or copy it again.") from err
+        raise ModelError(f"{path}: not a readable .gguf file, or cut short; fetch or copy it again.") from err
     if "general.architecture" not in reader.fields:
         raise ModelError(f"{path}: the .gguf file names no architecture; it is no language model.")
     return reader

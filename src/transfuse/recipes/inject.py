@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transfuse.errors import TrainingError
 from transfuse.evaluate.bits_per_byte import bits_per_byte, load_texts, text_losses
 from transfuse.evaluate.questions import ask_questions
 from transfuse.generate.local import LocalGenerator, context_tokens
@@ -69,7 +70,7 @@ def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str
     with open_run(out, resolved(recipe), overwrite=overwrite) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         _save_knowledge(recipe, run, display, knowledge)
-        for warning in knowledge.selection.warnings:
+        for warning in knowledge.warnings:
             display.say(f"Note: {warning}")
         weights = {
             "model": recipe.model,
@@ -210,7 +211,10 @@ def _train(
 
 def _join_training(recipe: InjectRecipe, team: Team) -> None:
     """What every process but the first does: wait for the rows, train its share of each step."""
-    shared = team.share(None)
+    try:
+        shared = team.share(None)
+    except RuntimeError as err:  # the connection is gone: the first process ended, and has said why
+        raise TrainingError("the first process ended before training; its message says why.") from err
     if shared is None:
         return
     rows, folder = shared

@@ -25,6 +25,17 @@ class Knowledge:
     selection: Selection
     dropped: list[Dropped]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What deserves a look before work starts."""
+        titles = {section.title for section in self.sections}
+        strangers = [fact for fact in self.facts if fact.section not in titles]
+        if not strangers:
+            return self.selection.warnings
+        named = ", ".join(repr(title) for title in list(dict.fromkeys(f.section for f in strangers))[:5])
+        missing = f"{len(strangers)} facts name sections that are not in the documents: {named}."
+        return [*self.selection.warnings, missing]
+
 
 def read_sections(recipe: InjectRecipe) -> tuple[list[Section], list[Dropped]]:
     """Sections of the recipe's documents, and what was left out.

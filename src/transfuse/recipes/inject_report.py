@@ -61,7 +61,7 @@ def report_json(
         "dropped": [asdict(dropped) for dropped in knowledge.dropped]
         + training["dropped"]
         + _without_section(knowledge, before),
-        "warnings": [*knowledge.selection.warnings, *training["warnings"]],
+        "warnings": [*knowledge.warnings, *training["warnings"]],
         "result": _result(recipe, name),
     }
 

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from transfuse.errors import RecipeError
 from transfuse.inject.records import RecordSettings
@@ -133,12 +134,24 @@ def _complaints(err: ValidationError, where: str) -> str:
             )
             lines.append(f"{where}: {name}: is missing{hint}")
         elif error["type"] == "extra_forbidden":
-            lines.append(f"{where}: {name}: unknown key; `docs/recipes.md` lists the known ones")
+            near = get_close_matches(name, _field_names(_RECIPES["inject"]), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`docs/recipes.md` lists the known ones"
+            lines.append(f"{where}: {name}: unknown key; {hint}")
         elif error["type"] == "value_error" and "ctx" in error:  # our own: says what came by itself
             lines.append(f"{where}: {name}: {error['ctx']['error']}")
         else:
             lines.append(f"{where}: {name}: {error['msg']}, got {error['input']!r}")
     return "\n".join(lines)
+
+
+def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all keys of a recipe, groups included."""
+    names: list[str] = []
+    for name, field in kind.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _field_names(field.annotation, f"{prefix}{name}.")
+    return names
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

@@ -304,7 +304,7 @@ class _Run:
 
     def _not_finite(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> TrainingError:
         kept = (
-            f"the last good checkpoint is kept in {self._checkpoint}"
+            f"the last checkpoint is kept in {self._checkpoint}"
             if self._checkpoint.is_dir()
             else "there is none, since it was the first step"
         )
