@@ -13,8 +13,9 @@ MODEL := $(VENV)/.model
 demo: $(READY) $(MODEL)
 	$(BIN)/transfuse run examples/orvessa/inject.yaml --out $(RUN)
 
+# One thread: on tiny models a second one only waits.
 test: $(READY) $(MODEL)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(READY)
 	$(BIN)/ruff format --check .
