@@ -115,7 +115,7 @@ def _save_knowledge(recipe: InjectRecipe, run: RunFolder, display: Display, know
             write_jsonl(stage.folder / "sections.jsonl", [asdict(section) for section in sections])
             write_jsonl(stage.folder / "dropped.jsonl", [asdict(each) for each in dropped])
     chosen = {"basis": recipe.basis, "scale": recipe.scale, "kept_out_share": recipe.kept_out_share}
-    data = {"facts": file_sha256(recipe.facts), "qa": file_sha256(recipe.qa)} if _are_files(recipe) else {}
+    data = {"facts": file_sha256(recipe.facts), "qa": file_sha256(recipe.qa)}
     with run.stage(
         "questions",
         {**files, **chosen, **data, "seed": recipe.seed, "model": recipe.model},
@@ -140,10 +140,6 @@ def _save_knowledge(recipe: InjectRecipe, run: RunFolder, display: Display, know
 def _content_hashes(path: Path) -> dict[str, str]:
     files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
     return {str(file): file_sha256(file) for file in files}
-
-
-def _are_files(recipe: InjectRecipe) -> bool:
-    return recipe.facts.is_file() and recipe.qa.is_file()
 
 
 def _measure_base(
@@ -372,12 +368,7 @@ def _load(recipe: InjectRecipe, *, trainable: bool = False, device: str | None =
 
 
 def _text_hashes(recipe: InjectRecipe) -> dict[str, str | None]:
-    hashes: dict[str, str | None] = {}
-    for name, path in recipe.evaluate.texts.items():
-        if path is not None:
-            load_texts(path)  # a fault shows before hours of work, not after
-        hashes[name] = file_sha256(path) if path is not None else None
-    return hashes
+    return {name: file_sha256(path) if path else None for name, path in recipe.evaluate.texts.items()}
 
 
 def _save_measurement(stage: Stage, measured: Measurement) -> None:
