@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from transfuse.recipes.schema import InjectRecipe
+from transfuse.recipes.schema import InjectRecipe, settings_class
 
 TARGET = Path(__file__).with_name("recipes.md")
 HEAD = """# Recipes
@@ -28,8 +28,8 @@ def recipe_page() -> str:
 def _rows(kind: type[BaseModel], prefix: str) -> list[str]:
     rows: list[str] = []
     for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            rows += _rows(field.annotation, f"{prefix}{name}.")
+        if inner := settings_class(field):
+            rows += _rows(inner, f"{prefix}{name}.")
         else:
             meaning = " ".join((field.description or "").split())
             rows.append(f"| `{prefix}{name}` | {_default(field.default)} | {meaning} |")

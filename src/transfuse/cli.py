@@ -41,26 +41,62 @@ Overwrite = Annotated[
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
 
 
+Documents = Annotated[
+    Path, typer.Argument(help="A .md, .txt, .html, .pdf or .docx file, or a folder of them.")
+]
+Facts = Annotated[Path | None, typer.Option(help="JSONL of facts; left out: the generator writes them.")]
+Qa = Annotated[
+    Path | None, typer.Option(help="JSONL of questions and answers; left out: the generator writes them.")
+]
+GeneratorReference = Annotated[
+    str | None,
+    typer.Option(
+        "--generator",
+        help="Who writes facts and questions: openai:MODEL@URL (any OpenAI-compatible endpoint; the key from "
+        "TRANSFUSE_API_KEY), recorded:FILE, or a model reference.",
+    ),
+]
+Scale = Annotated[int | None, typer.Option(help="Training questions per fact (1, 5, 10 or any N).")]
+BasisName = Annotated[str | None, typer.Option("--basis", help="Which pairs to use: fact or token.")]
+Method = Annotated[str | None, typer.Option(help="sft or prompt-distillation.")]
+KnownFirst = Annotated[
+    bool,
+    typer.Option(
+        "--known-first", help="Ask first what the model knows already; train such facts on fewer questions."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Include = Annotated[list[str] | None, typer.Option(help="Use only sections that match; repeatable.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Leave out sections that match; repeatable.")]
+
+
+def _inject_tree(documents: Path, **given: Any) -> dict[str, Any]:
+    """The keys of an inject recipe from the command line's arguments; what was not given is left out."""
+    tree: dict[str, Any] = {"kind": "inject", "documents": str(documents)}
+    generator = given.pop("generator")
+    if generator is not None:
+        tree["generator"] = {"reference": generator}
+    if given.pop("known_first"):
+        tree["probe"] = {"n_questions": 2}
+    paths = {name: str(path) for name in ("facts", "qa") if (path := given.pop(name)) is not None}
+    return tree | paths | {name: value for name, value in given.items() if value not in (None, [], False)}
+
+
 @app.command()
 def inject(
-    documents: Annotated[
-        Path, typer.Argument(help="A .md, .txt, .html, .pdf or .docx file, or a folder of them.")
-    ],
+    documents: Documents,
     model: Model,
-    facts: Annotated[Path, typer.Option(help="JSONL of facts.")],
-    qa: Annotated[Path, typer.Option(help="JSONL of questions and answers.")],
     out: Out,
-    scale: Annotated[
-        int | None, typer.Option(help="Training questions per fact (1, 5, 10 or any N).")
-    ] = None,
-    basis: Annotated[str | None, typer.Option(help="Which pairs to use: fact or token.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 17,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Use only sections that match; repeatable.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Leave out sections that match; repeatable.")
-    ] = None,
+    facts: Facts = None,
+    qa: Qa = None,
+    generator: GeneratorReference = None,
+    scale: Scale = None,
+    basis: BasisName = None,
+    method: Method = None,
+    known_first: KnownFirst = False,
+    seed: Seed = 17,
+    include: Include = None,
+    exclude: Exclude = None,
     settings: Sets = None,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
@@ -68,13 +104,67 @@ def inject(
     """Teach a model a document, and measure what it learned and what it forgot."""
     from transfuse.recipes.schema import make_recipe
 
-    tree: dict[str, Any] = {"kind": "inject", "model": model, "seed": seed, "documents": str(documents)}
-    tree |= {"facts": str(facts), "qa": str(qa)}
-    optional = {"scale": scale, "basis": basis, "include": include, "exclude": exclude}
-    tree |= {name: value for name, value in optional.items() if value not in (None, [])}
-    if trust_remote_code:
-        tree["trust_remote_code"] = True
-    _run(make_recipe(tree, settings or [], where="transfuse inject"), out, overwrite=overwrite)
+    tree = _inject_tree(
+        documents,
+        model=model,
+        facts=facts,
+        qa=qa,
+        generator=generator,
+        scale=scale,
+        basis=basis,
+        method=method,
+        known_first=known_first,
+        include=include,
+        exclude=exclude,
+        trust_remote_code=trust_remote_code,
+    )
+    recipe = make_recipe({**tree, "seed": seed}, settings or [], where="transfuse inject")
+    _run(recipe, out, overwrite=overwrite)
+
+
+@app.command()
+def plan(
+    documents: Annotated[Path, typer.Argument(help="A recipe file (YAML), or documents as for `inject`.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="As for `inject`; a recipe names its own.")
+    ] = None,
+    facts: Facts = None,
+    qa: Qa = None,
+    generator: GeneratorReference = None,
+    scale: Scale = None,
+    basis: BasisName = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    settings: Sets = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Say beforehand what a run will ask and train: requests, tokens and, with a price given, cost."""
+    from transfuse.errors import RecipeError
+    from transfuse.recipes.plan import plan_table
+    from transfuse.recipes.schema import load_recipe, make_recipe
+
+    if documents.suffix.lower() in (".yaml", ".yml"):
+        recipe = load_recipe(documents, settings or [])
+    else:
+        if model is None:
+            raise RecipeError(
+                "transfuse plan: expected --model beside documents (a recipe file names its own)."
+            )
+        tree = _inject_tree(
+            documents,
+            model=model,
+            facts=facts,
+            qa=qa,
+            generator=generator,
+            scale=scale,
+            basis=basis,
+            known_first=False,
+            include=include,
+            exclude=exclude,
+            trust_remote_code=trust_remote_code,
+        )
+        recipe = make_recipe({**tree, "seed": 17}, settings or [], where="transfuse plan")
+    _console().print(plan_table(recipe))
 
 
 @app.command()

@@ -30,7 +30,11 @@ class TrainingError(TransfuseError, RuntimeError):
 
 
 class GenerationError(TransfuseError, RuntimeError):
-    """A generator cannot answer."""
+    """A generator cannot answer: no request to it can succeed until something is changed."""
+
+
+class BudgetError(GenerationError):
+    """The budget of requests or tokens is spent."""
 
 
 class MissingExtraError(TransfuseError, ImportError):

@@ -10,6 +10,9 @@ IGNORE_INDEX = -100
 
 Basis = Literal["fact", "token"]
 Split = Literal["train", "eval"]
+PairKind = Literal["direct", "reverse", "two-facts", "unknown"]
+"""What a question asks for: the fact's answer; its subject, the answer being given; something that takes two facts;
+something near the fact that the document does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,9 @@ class Fact:
     section: str
     fact: str
     span: tuple[int, int] | None = None
+    """Start and end character offsets in `Document.text` of what states it."""
+    paraphrases: tuple[str, ...] = ()
+    """The same statement in other words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,9 @@ class QAPair:
     question: str
     answer: str
     aliases: tuple[str, ...] = ()
+    kind: PairKind = "direct"
+    also: tuple[str, ...] = ()
+    """Ids of further facts that the answer takes (kind `two-facts`)."""
 
 
 class Estimate(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfuse.evaluate.answers import (
+from transfuse.text.answers import (
     ANSWER_METRICS,
     answer_words,
     contains,

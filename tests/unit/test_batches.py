@@ -181,7 +181,7 @@ def targets_of_passes(passes: list[TrainingPass]) -> list[tuple]:
     found = []
     for batch in passes:
         token_ids, places, mask = (part.tolist() for part in batch[:3])
-        for n_row, position, target, weight in zip(*(part.tolist() for part in batch[3:]), strict=True):
+        for n_row, position, target, weight in zip(*(part.tolist() for part in batch[3:7]), strict=True):
             is_packed = batch.attention_mask.ndim == 4
             visible = mask[0][0][position] if is_packed else mask[n_row][: position + 1]
             seen = [n for n, is_visible in enumerate(visible) if is_visible]

@@ -97,6 +97,36 @@ def test_context_comes_before_the_question(name, request):
     assert format_.encode_pair(QUESTION, "Spain", context="Spain won.")[0] == prompt_ids
 
 
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+SILENT_SYSTEM = NO_SYSTEM.replace("{{ raise_exception('System role not supported') }}", "").replace(
+    "for m in messages", "for m in messages if m['role'] != 'system'"
+)
+
+
+def test_the_systems_turn_is_the_templates_own(chat):
+    turns = [{"role": "system", "content": "Be brief."}, user(QUESTION)]
+    expected = template_ids(chat.tokenizer, turns, add_generation_prompt=True)
+    assert chat.encode_question(QUESTION, system="Be brief.") == expected
+    assert "You are a tiny model." not in chat.tokenizer.decode(expected)
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, SILENT_SYSTEM])
+def test_a_template_without_a_systems_turn_has_it_before_the_question(template, make_tokenizer):
+    format_ = prompt_format(make_tokenizer(template))
+    asked = [user("Be brief.\n\nContext:\nSpain won.\n\nAnswer the question from the context above.\nWho?")]
+    expected = template_ids(format_.tokenizer, asked, add_generation_prompt=True)
+    assert format_.encode_question("Who?", context="Spain won.", system="Be brief.\n") == expected
+
+
+def test_a_base_model_reads_the_system_text_first(base):
+    text = base.tokenizer.decode(base.encode_question("Who?", system="Be brief."))
+    assert text == "<s>Be brief.\n\nQuestion: Who?\nAnswer:"
+
+
 def test_text_has_bos_where_the_tokenizer_adds_it_and_eos_on_request(chat, base):
     bos, eos = base.tokenizer.bos_token_id, base.tokenizer.eos_token_id
     assert base.encode_text("The cup.") == base.tokenizer("The cup.")["input_ids"]

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from transfuse.errors import DataError
-from transfuse.inject.knowledge import load_facts, load_pairs, question_key, refuse_leaks, repeated_questions
+from transfuse.inject import knowledge
+from transfuse.inject.knowledge import load_facts, load_pairs, refuse_leaks, repeated_questions
+from transfuse.text.wording import question_key
 from transfuse.types import Fact, QAPair
 
 FACTS = [Fact("f1", "Final", "Spain won."), Fact("f2", "Hosts", "It was in Sydney.")]
@@ -166,3 +168,42 @@ def test_repeats_are_the_later_ones_of_the_same_source():
         pair("q4", "WHO WON"),
     ]
     assert [each.id for each in repeated_questions(pairs)] == ["q2", "q4"]
+
+
+def test_written_facts_and_pairs_are_read_again(write):
+    facts = [
+        FACTS[0],
+        Fact("f2", "Hosts", "It was in Sydney.", (3, 9), ("Sydney had it.", "It took place there.")),
+    ]
+    pairs = [
+        pair("q1", "Who won?"),
+        QAPair("q2", "token", "Final", "eval", "Who lost?", "England", ("the English",)),
+        QAPair("q3", "fact", "f1", "train", "Where did Spain win?", "Sydney", (), "two-facts", ("f2",)),
+    ]
+    assert load_facts(write(*map(knowledge.fact_row, facts))) == facts
+    assert load_pairs(write(*map(knowledge.pair_row, pairs)), facts) == pairs
+    assert knowledge.fact_row(FACTS[0]) == fact_row()
+    assert knowledge.pair_row(pairs[0]) == pair_row()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"kind": "inverse"}, r"'kind': expected one of \['direct', .*'unknown'\], got 'inverse'"),
+        ({"also": "f2"}, "'also': expected a list of strings, got 'f2'"),
+        ({"also": ["f2", "f9"]}, ""),
+    ],
+)
+def test_malformed_kinds_and_further_facts_are_named(write, changes, complaint):
+    where = (
+        rf"qa\.jsonl:2: {complaint}" if complaint else r"1 fact ids are not in the facts file: 'f9' \(.*:2\)"
+    )
+    with pytest.raises(DataError, match=where):
+        load_pairs(write(pair_row(), pair_row(**changes)), FACTS)
+
+
+def test_paraphrases_are_texts(write):
+    with pytest.raises(
+        DataError, match=r"qa\.jsonl:1: 'paraphrases': expected a list of strings, got \[''\]"
+    ):
+        load_facts(write(fact_row(paraphrases=[""])))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
+from transfuse.errors import GenerationError
 from transfuse.generate import local
 from transfuse.generate.local import LocalGenerator
-from transfuse.generate.protocol import Reply, Request
+from transfuse.generate.protocol import Generator, Reply, Request
 from transfuse.io.chat import PromptFormat, prompt_format
 
 QUESTIONS = [
@@ -47,14 +48,16 @@ def generator(model, prompts: PromptFormat) -> LocalGenerator:
 @torch.no_grad()
 def one_by_one(model, prompts: PromptFormat, request: Request) -> Reply:
     """The likeliest token, again and again, without cache, padding or company."""
-    prompt_ids = prompts.encode_question(request.question, context=request.context)
+    prompt_ids = prompts.encode_question(request.question, context=request.context, system=request.system)
     new_ids: list[int] = []
     is_cut = True
     while is_cut and len(new_ids) < request.max_new_tokens:
         new_ids.append(int(model(torch.tensor([prompt_ids + new_ids])).logits[0, -1].argmax()))
         is_cut = new_ids[-1] not in prompts.stop_ids and "\n" not in prompts.tokenizer.decode(new_ids[-1:])
     text = prompts.tokenizer.decode(new_ids, skip_special_tokens=True)
-    return Reply(text.split("\n")[0].strip(), is_cut)
+    return Reply(
+        text.split("\n")[0].strip(), is_cut, n_prompt_tokens=len(prompt_ids), n_reply_tokens=len(new_ids)
+    )
 
 
 def requests(max_new_tokens: int = 10) -> list[Request]:
@@ -72,11 +75,10 @@ def test_batched_replies_equal_those_one_by_one_in_order(model, prompts):
 def test_batches_do_not_change_replies(model, prompts, monkeypatch, limit):
     together = generator(model, prompts).generate(requests())
     monkeypatch.setattr(local, limit, 2 if limit == "MAX_BATCH_ROWS" else 1)
-    calls = []
-    apart = generator(model, prompts).generate(requests(), lambda *done: calls.append(done))
+    told = {}
+    apart = generator(model, prompts).generate(requests(), told.__setitem__)
     assert apart == together
-    sizes = [2, 4, 6, 7] if limit == "MAX_BATCH_ROWS" else list(range(1, 8))
-    assert calls == [(n_done, 7) for n_done in sizes]
+    assert told == dict(enumerate(together))
 
 
 def test_each_request_has_its_own_limit(model, prompts):
@@ -116,35 +118,37 @@ def test_what_fills_up_an_ended_reply_is_not_read(model, prompts):
         replies = generator(model, dataclasses.replace(prompts, pad_id=letter)).generate(by_length)
     finally:
         handle.remove()
-    assert replies[0] == Reply("", is_cut=False)
+    assert (replies[0].text, replies[0].is_cut, replies[0].n_reply_tokens) == ("", False, 1)
     assert replies[1:] == [one_by_one(model, prompts, each) for each in by_length[1:]]
 
 
-def stopping_at(model, prompts: PromptFormat, token: int) -> Reply:
-    """The reply of a model that wants nothing but one token."""
+def stopping_at(model, prompts: PromptFormat, token: int, **more) -> tuple[str, bool]:
+    """Text and cut of a model that wants nothing but one token."""
     bias = torch.zeros(model.config.vocab_size)
     bias[token] = 1e6
     handle = model.lm_head.register_forward_hook(lambda module, inputs, output: output + bias)
     try:
-        (reply,) = generator(model, prompts).generate([Request("Where?", None, 5)])
+        (reply,) = generator(model, prompts).generate([Request("Where?", None, 5, **more)])
     finally:
         handle.remove()
-    return reply
+    return reply.text, reply.is_cut
 
 
 def test_a_reply_ends_at_every_end_token(model, prompts):
     for token in prompts.stop_ids:
-        assert stopping_at(model, prompts, token) == Reply("", is_cut=False)
+        assert stopping_at(model, prompts, token) == ("", False)
 
 
-def test_a_reply_ends_at_a_line_break(model, prompts):
+def test_a_reply_ends_at_a_line_break_unless_many_lines_are_asked_for(model, prompts):
     (newline,) = prompts.tokenizer("\n", add_special_tokens=False)["input_ids"]
-    assert stopping_at(model, prompts, newline) == Reply("", is_cut=False)
+    assert stopping_at(model, prompts, newline) == ("", False)
+    assert stopping_at(model, prompts, newline, is_one_line=False) == ("", True)
+    assert stopping_at(model, prompts, prompts.end_id, is_one_line=False) == ("", False)
 
 
 def test_a_reply_that_does_not_end_is_cut(model, prompts):
     (letter,) = prompts.tokenizer("x", add_special_tokens=False)["input_ids"]
-    assert stopping_at(model, prompts, letter) == Reply("xxxxx", is_cut=True)
+    assert stopping_at(model, prompts, letter) == ("xxxxx", True)
 
 
 def test_a_token_with_a_line_break_inside_ends_the_reply(model, make_tokenizer):
@@ -154,8 +158,11 @@ def test_a_token_with_a_line_break_inside_ends_the_reply(model, make_tokenizer):
     prompts = prompt_format(tokenizer)
     words = local._newline_tokens(tokenizer, model.config.vocab_size)
     assert words[len(tokenizer) - 1]
-    reply = generator(model, prompts)._reply([5, len(tokenizer) - 1, 7])
-    assert reply == Reply(str(tokenizer.decode([5])).strip() + ".", is_cut=False)
+    token_ids = [5, len(tokenizer) - 1, 7]
+    reply = generator(model, prompts)._reply(token_ids, True, 3)
+    assert reply == Reply(str(tokenizer.decode([5])).strip() + ".", n_prompt_tokens=3, n_reply_tokens=2)
+    lines = generator(model, prompts)._reply(token_ids, False, 3)
+    assert lines == Reply(str(tokenizer.decode(token_ids)).strip(), True, "", 3, 3)
 
 
 def test_a_prompt_that_is_too_long_carries_its_error_and_costs_the_others_nothing(model, prompts):
@@ -189,4 +196,60 @@ def test_more_embeddings_than_tokens(make_model_folder, make_tokenizer):
     with torch.no_grad():
         model.lm_head.weight[310:] *= 100  # ids without a token are likely
     (reply,) = generator(model, prompts).generate([Request("Where?", None, 4)])
-    assert dataclasses.asdict(reply).keys() == {"text", "is_cut", "error"}
+    assert not reply.error
+
+
+def test_the_identity_is_what_the_caller_says(model, prompts):
+    assert generator(model, prompts).identity == "local"
+    named = LocalGenerator(model, prompts, torch.float32, identity="local:abc:float32")
+    assert named.identity == "local:abc:float32"
+    assert isinstance(named, Generator)
+
+
+def test_the_systems_turn_changes_the_reply(model, prompts):
+    told = Request("Where?", None, 10, system="Say a town.")
+    assert generator(model, prompts).generate([told]) == [one_by_one(model, prompts, told)]
+    assert one_by_one(model, prompts, told) != one_by_one(
+        model, prompts, dataclasses.replace(told, system=None)
+    )
+
+
+def sampled() -> list[Request]:
+    return [
+        Request(question, None, 10, temperature=1.5, top_p=top_p, seed=seed, is_one_line=False)
+        for question in QUESTIONS[:3]
+        for top_p in (1.0, 0.8)
+        for seed in (1, 2)
+    ]
+
+
+def test_a_sampled_reply_does_not_depend_on_its_batch(model, prompts, monkeypatch):
+    alone = [generator(model, prompts).generate([request])[0] for request in sampled()]
+    assert len({reply.text for reply in alone}) == 12
+    mixed = [*requests(), *sampled()]
+    assert generator(model, prompts).generate(mixed)[7:] == alone
+    monkeypatch.setattr(local, "MAX_BATCH_ROWS", 5)
+    assert generator(model, prompts).generate(mixed[::-1])[:12] == alone[::-1]
+
+
+def test_greedy_rows_stay_greedy_beside_sampled_ones(model, prompts):
+    expected = [one_by_one(model, prompts, request) for request in requests()]
+    assert generator(model, prompts).generate([*requests(), *sampled()])[:7] == expected
+
+
+def test_a_little_temperature_or_a_narrow_share_is_greedy(model, prompts):
+    plain, *_ = requests()
+    (expected,) = generator(model, prompts).generate([plain])
+    for narrow in ({"temperature": 1e-30}, {"temperature": 1.0, "top_p": 1e-6}):
+        assert generator(model, prompts).generate([dataclasses.replace(plain, **narrow)]) == [expected]
+
+
+def test_it_can_be_stopped_from_another_thread(model, prompts):
+    asked = generator(model, prompts)
+    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: asked.stop())
+    try:
+        with pytest.raises(GenerationError, match="stopped before its replies were complete"):
+            asked.generate(requests(100)[:1])
+    finally:
+        handle.remove()
+    assert not asked.generate([requests()[0]])[0].error

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from transfuse.evaluate.answers import ANSWER_METRICS
 from transfuse.evaluate.questions import answer_estimates, ask_questions, estimate_json
-from transfuse.generate.protocol import OnReplies, Reply, Request
+from transfuse.generate.protocol import OnReply, Reply, Request
+from transfuse.text.answers import ANSWER_METRICS
 from transfuse.types import AnswerRecord, Estimate, QAPair
 
 
@@ -17,10 +17,13 @@ class Scripted:
         self._replies = replies
         self.requests: list[Request] = []
 
-    def generate(self, requests: Sequence[Request], on_replies: OnReplies | None = None) -> list[Reply]:
+    identity = "scripted"
+
+    def generate(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
         self.requests += requests
-        if on_replies:
-            on_replies(len(requests), len(requests))
+        for index, reply in enumerate(self._replies):
+            if on_reply:
+                on_reply(index, reply)
         return list(self._replies)
 
 
@@ -43,7 +46,7 @@ def test_each_question_is_asked_once_and_scored_in_order():
         on_replies=lambda done, all_: calls.append((done, all_)),
     )
     assert script.requests == [Request(f"Question {n}?", None, 7) for n in (1, 2, 3)]
-    assert calls == [(3, 3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
     assert [each.item for each in records] == ["q1", "q2", "q3"]
     assert [each.scores["exact_match"] for each in records] == [1, 0, 1]
     assert [(each.gold, each.answer, each.reason) for each in records[:2]] == [

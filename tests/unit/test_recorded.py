@@ -6,15 +6,21 @@ from collections.abc import Sequence
 import pytest
 
 from transfuse.errors import DataError, GenerationError
-from transfuse.generate.protocol import OnReplies, Reply, Request
+from transfuse.generate.protocol import OnReply, Reply, Request
 from transfuse.generate.recorded import RecordedGenerator, record_replies, request_key
 
 REQUESTS = [Request("Who won?"), Request("Who won?", "Spain won."), Request("Where? – 東京", None, 8)]
-REPLIES = [Reply("Spain"), Reply("España", is_cut=True), Reply("", error="too long")]
+REPLIES = [
+    Reply("Spain", n_prompt_tokens=5, n_reply_tokens=2),
+    Reply("España", is_cut=True),
+    Reply("", error="too long"),
+]
 
 
 class Scripted:
-    def generate(self, requests: Sequence[Request], on_replies: OnReplies | None = None) -> list[Reply]:
+    identity = "scripted"
+
+    def generate(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
         return REPLIES
 
 
@@ -36,10 +42,18 @@ def test_failed_and_unknown_requests_carry_an_error(recording):
         assert reply == Reply("", error=f"{recording} holds no reply to this request")
 
 
-def test_progress_is_told(recording):
-    calls = []
-    RecordedGenerator(recording).generate(REQUESTS, lambda *done: calls.append(done))
-    assert calls == [(3, 3)]
+def test_each_reply_is_told_with_its_index(recording):
+    told = {}
+    replies = RecordedGenerator(recording).generate(REQUESTS, told.__setitem__)
+    assert told == dict(enumerate(replies))
+
+
+def test_the_identity_is_the_recordings_content(recording, tmp_path):
+    copy, other = tmp_path / "copy.jsonl", tmp_path / "other.jsonl"
+    copy.write_bytes(recording.read_bytes())
+    record_replies(Scripted(), REQUESTS[:1] * 3, other)
+    identities = [RecordedGenerator(path).identity for path in (recording, copy, other)]
+    assert identities[0] == identities[1] != identities[2]
 
 
 def test_a_recording_can_be_read_by_a_person(recording):
@@ -54,6 +68,12 @@ def test_keys_tell_every_part_of_a_request():
         Request("Who won?", max_new_tokens=65),
         Request("Who won"),
         Request("", "Who won?"),
+        Request("Who won?", system=""),
+        Request("Who won?", temperature=1.0),
+        Request("Who won?", top_p=0.9),
+        Request("Who won?", seed=1),
+        Request("Who won?", is_one_line=False),
+        Request("Who won?", schema="{}"),
     ]
     assert len({request_key(request) for request in different}) == len(different)
     assert request_key(Request("Who won?", None, 64)) == request_key(REQUESTS[0])

@@ -144,3 +144,60 @@ def test_a_seed_repeats_the_rows_and_another_differs(prompts):
     settings = {"joint_questions": 1, "fact_answers": 1, "replay_share": 0.5}
     assert rows_of(prompts, **settings) == rows_of(prompts, **settings)
     assert len({str(rows_of(prompts, seed=seed, **settings)) for seed in range(5)}) > 1
+
+
+CHAT = [
+    {"role": "user", "content": "Hello there."},
+    {"role": "assistant", "content": "Good day."},
+    {"role": "user", "content": "Who are you?"},
+    {"role": "assistant", "content": "A tiny model."},
+]
+
+
+def chats_file(tmp_path, *chats):
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+    return path
+
+
+def test_chats_have_their_share_and_the_last_turn_is_learned(prompts, tmp_path):
+    rows = rows_of(prompts, chats=chats_file(tmp_path, CHAT), chat_share=0.5)
+    assert len(rows) == 2 * len(PAIRS)
+    prompt, answer = asked(rows[-1], prompts)
+    assert "Good day." in prompt
+    assert "Who are you?" in prompt
+    assert answer.removesuffix("</s>") == "A tiny model."
+
+
+def test_records_made_elsewhere_count_for_the_share(prompts, tmp_path):
+    path = chats_file(tmp_path, CHAT)
+    rows, _ = training_rows(
+        [],
+        FACTS,
+        RecordSettings(chats=path, chat_share=0.2),
+        prompts,
+        max_length_tokens=None,
+        seed=3,
+        n_further=8,
+    )
+    assert len(rows) == 2
+
+
+def test_paraphrases_stand_beside_the_fact_as_texts(prompts):
+    facts = [Fact("f1", "Final", "Spain won.", paraphrases=("The winner was Spain.",))]
+    rows, _ = training_rows(
+        PAIRS[:1], facts, RecordSettings(fact_texts=3), prompts, max_length_tokens=None, seed=3
+    )
+    texts = [prompts.tokenizer.decode(row.token_ids, skip_special_tokens=True).strip() for row in rows[1:]]
+    assert texts == ["Spain won.", "The winner was Spain.", "Spain won."]
+
+
+@pytest.mark.parametrize("chat", [[], [CHAT[0]], CHAT[:3], [{"role": "assistant"}, CHAT[1]], "hello"])
+def test_a_line_that_is_no_conversation_is_named(prompts, tmp_path, chat):
+    with pytest.raises(DataError, match=r"chats\.jsonl:2: expected \"messages\""):
+        rows_of(prompts, chats=chats_file(tmp_path, CHAT, chat), chat_share=0.5)
+
+
+def test_a_share_of_chats_without_a_file_is_refused():
+    with pytest.raises(ValueError, match=r"records\.chats names no file"):
+        RecordSettings(chat_share=0.2)

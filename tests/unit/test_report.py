@@ -16,7 +16,7 @@ from transfuse.errors import RunFolderError
 from transfuse.report import Report, read_report, result_table, write_page
 from transfuse.report.load import CurvePoint, FactResult, MetricValue
 from transfuse.report.page import page_html, score_text, setting_text
-from transfuse.report.plots import metrics_chart, smoothed, training_chart
+from transfuse.report.plots import metrics_chart, questions_per_fact_plot, smoothed, training_chart
 from transfuse.report.verdict import fact_outcome, is_right, verdict
 from transfuse.report.wording import (
     duration_text,
@@ -492,3 +492,19 @@ def test_a_failed_write_keeps_the_old_page(run: Path, monkeypatch: pytest.Monkey
         write_page(run)
     assert (run / "report.html").read_text() == "old"
     assert sorted(path.name for path in run.iterdir()) == ["report.html", "report.json"]
+
+
+def test_questions_per_fact_are_drawn_most_first_and_facts_without_one_are_counted() -> None:
+    svg = questions_per_fact_plot([0, 7, 2], [1, 0, 0])
+    assert "By answer match: 1 of 3 facts without a question" in svg
+    assert "By embedding similarity: 2 of 3 facts without a question" in svg
+    assert svg == questions_per_fact_plot([2, 0, 7], [0, 1, 0])
+    assert svg != questions_per_fact_plot([0, 7, 3], [1, 0, 0])
+    assert "similarity" not in questions_per_fact_plot([0, 7, 2])
+    assert questions_per_fact_plot([], []) == questions_per_fact_plot([]) == ""
+
+
+def test_questions_of_many_facts_stay_one_small_path() -> None:
+    svg = questions_per_fact_plot([1] * 3000)
+    assert "0 of 3,000 facts" in svg
+    assert len(svg) < 2 * len(questions_per_fact_plot([1] * 3))

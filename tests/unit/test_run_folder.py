@@ -223,3 +223,11 @@ def test_key_digest_knows_values_and_not_their_order():
     different = [{"a": 1}, {"a": "1"}, {"a": 1.5}, {"a": [1]}, {"a": True}, {"b": 1}]
     assert len({key_digest(key) for key in different}) == len(different)
     assert len(key_digest({})) == 64
+
+
+def test_a_free_setting_may_change(tmp_path):
+    with open_run(tmp_path, RECIPE):
+        pass
+    with open_run(tmp_path, {**RECIPE, "train": {**RECIPE["train"], "n_epochs": 9}}, free=["train.n_epochs"]):
+        pass
+    assert yaml.safe_load((tmp_path / RECIPE_FILE).read_text())["train"]["n_epochs"] == 9

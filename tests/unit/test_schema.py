@@ -79,7 +79,7 @@ def test_a_missing_seed_says_why(recipe_file):
 def test_every_fault_is_listed():
     with pytest.raises(RecipeError) as caught:
         make_recipe({"model": "m", "seed": "x", "scale": 0})
-    assert len(str(caught.value).splitlines()) == 5  # documents, facts, qa; seed and scale
+    assert len(str(caught.value).splitlines()) == 3  # documents; seed and scale
 
 
 @pytest.mark.parametrize(
@@ -201,3 +201,34 @@ def test_a_recipe_does_not_change():
     recipe = make_recipe(tree())
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 2
+
+
+def test_knowledge_comes_from_files_or_from_a_generator():
+    with pytest.raises(RecipeError, match=r"--facts FILE --qa FILE.*--generator openai:MODEL@URL"):
+        make_recipe({"model": "m", "seed": 1, "documents": "d"})
+    with pytest.raises(RecipeError, match="qa is given without facts"):
+        make_recipe({"model": "m", "seed": 1, "documents": "d", "qa": "q", "generator": {"reference": "m"}})
+    recipe = make_recipe({"model": "m", "seed": 1, "documents": "d", "generator": {"reference": "m"}})
+    assert (recipe.facts, recipe.qa) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["generator.reference=openai:m"], "generator.reference: expected openai:MODEL@URL"),
+        (["generator.referense=m"], "did you mean 'generator.reference'"),
+        (["probe.n_questions=2", "basis=token"], "asks fact by fact"),
+        (["writing.pairs.paraphrases=2"], "set records.fact_texts as well"),
+        (["records.chat_share=0.1"], "records.chats names no file"),
+        (["method=rlhf"], "method: .*'sft' or 'prompt-distillation'"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(overrides, complaint):
+    with pytest.raises(RecipeError, match=complaint):
+        make_recipe(tree(), overrides)
+
+
+def test_a_recording_is_found_beside_the_recipe(recipe_file):
+    recipe_file.write_text(TEXT + "generator: {reference: 'recorded:replies.jsonl'}\n")
+    recipe = load_recipe(recipe_file)
+    assert recipe.generator.reference == f"recorded:{recipe_file.parent / 'replies.jsonl'}"

@@ -3,8 +3,8 @@
 import pytest
 
 from transfuse.errors import DataError
-from transfuse.inject.knowledge import question_key
 from transfuse.inject.selection import Selection, select_pairs
+from transfuse.text.wording import question_key
 from transfuse.types import Dropped, QAPair
 
 N_FACTS, N_QUESTIONS = 20, 6
@@ -233,3 +233,43 @@ def test_an_unknown_section_is_refused():
     tokens = {**TOKENS, "section_tokens": {"Final": 25}}
     with pytest.raises(DataError, match=r"sections Hosts are not in the document; its sections are Final"):
         select(SECTION_PAIRS, **tokens, kept_out_share=0)
+
+
+def test_a_fact_of_its_own_scale_takes_fewer_questions():
+    got = select(kept_out_share=0, scale_of={"f3": 1})
+    assert sum(each.source == "f3" for each in got.train) == 1
+    assert len(got.train) == (N_FACTS - 1) * 3 + 1
+
+
+def further(kind, source: str, n: int, also: tuple[str, ...] = ()) -> QAPair:
+    return QAPair(
+        f"{kind}{source}{n}", "fact", source, "train", f"{kind} {n} of {source}?", "x", (), kind, also
+    )
+
+
+def test_pairs_of_other_kinds_come_by_share_spread_over_facts_and_nested():
+    extra = [further("reverse", f"f{fact}", n) for fact in range(N_FACTS) for n in range(3)]
+    assert select([*PAIRS, *extra], kept_out_share=0).extra == []  # none asked for
+    few, many = (
+        select([*PAIRS, *extra], kept_out_share=0, extra_shares={"reverse": share}).extra
+        for share in (0.2, 0.5)
+    )
+    assert (len(few), len(many)) == (12, 30)  # of 60 direct ones
+    assert many[:12] == few
+    assert len(sources(few)) == 12
+    assert len(sources(many)) == N_FACTS
+
+
+def test_pairs_of_other_kinds_touch_no_kept_out_fact():
+    two = [further("two-facts", f"f{n}", 0, (f"f{(n + 1) % N_FACTS}",)) for n in range(N_FACTS)]
+    got = select([*PAIRS, *two], extra_shares={"two-facts": 0.9})
+    assert got.extra
+    assert not {name for pair in got.extra for name in (pair.source, *pair.also)} & got.kept_out
+    assert len(got.extra) < N_FACTS - len(got.kept_out)
+
+
+def test_a_pair_of_another_kind_that_is_an_eval_question_is_refused():
+    leak = further("reverse", "f1", 0)
+    told = QAPair("e", "fact", "f2", "eval", leak.question, "x")
+    with pytest.raises(DataError, match="1 eval questions are training questions as well"):
+        select([*PAIRS, leak, told])

@@ -1,13 +1,13 @@
 """Questions asked of a model, and what its answers are worth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from transfuse.evaluate.answers import ANSWER_METRICS, score_answer
-from transfuse.generate.protocol import Generator, OnReplies, Request
+from transfuse.generate.protocol import Generator, Reply, Request
 from transfuse.tensors.intervals import cluster_bootstrap
+from transfuse.text.answers import ANSWER_METRICS, score_answer
 from transfuse.types import AnswerRecord, Estimate, QAPair
 
 
@@ -17,7 +17,7 @@ def ask_questions(
     *,
     contexts: Mapping[str, str] | None = None,
     max_new_tokens: int = 64,
-    on_replies: OnReplies | None = None,
+    on_replies: Callable[[int, int], None] | None = None,
 ) -> list[AnswerRecord]:
     """Ask each question once, greedily, and score the answer.
 
@@ -35,7 +35,15 @@ def ask_questions(
         Request(pair.question, contexts[pair.source] if contexts is not None else None, max_new_tokens)
         for pair in pairs
     ]
-    replies = generator.generate(requests, on_replies)
+    n_done = 0
+
+    def count(index: int, reply: Reply) -> None:
+        nonlocal n_done
+        n_done += 1
+        if on_replies:
+            on_replies(n_done, len(requests))
+
+    replies = generator.generate(requests, count)
     return [_record(pair, reply.text, reply.error) for pair, reply in zip(pairs, replies, strict=True)]
 
 

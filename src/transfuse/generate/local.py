@@ -1,14 +1,22 @@
-"""Greedy replies of a model on this machine, in batches of like length."""
+"""Replies of a model on this machine, in batches of like length."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from transfuse.generate.protocol import OnReplies, Reply, Request
+from transfuse.errors import GenerationError
+from transfuse.generate.protocol import OnReply, Reply, Request
+from transfuse.generate.sampling import RowSampler
 from transfuse.io.chat import PromptFormat
 
 MAX_BATCH_TOKENS = 8192
@@ -21,14 +29,44 @@ MAX_BATCH_ROWS = 64
 class LocalGenerator:
     """A causal language model of transformers, perhaps with an adapter, that answers in its own format."""
 
-    def __init__(self, model: nn.Module, prompts: PromptFormat, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, prompts: PromptFormat, compute_dtype: torch.dtype, *, identity: str = "local"
+    ) -> None:
         self._model, self._prompts, self._compute_dtype = model, prompts, compute_dtype
         self._device = next(model.parameters()).device
         self._ends_line = _newline_tokens(prompts.tokenizer, _n_logits(model)).to(self._device)
+        # A base model ends its answers with a line break, which a reply of many lines goes on after.
+        self._end_ids = [token for token in prompts.stop_ids if not self._ends_line[token]]
+        self._identity = identity
+        self._stopped = threading.Event()
 
-    def generate(self, requests: Sequence[Request], on_replies: OnReplies | None = None) -> list[Reply]:
-        """One greedy reply for each request; a prompt that leaves no room for a reply carries an error."""
-        prompts = [self._prompts.encode_question(each.question, context=each.context) for each in requests]
+    @property
+    def identity(self) -> str:
+        """What the caller says of the model."""
+        return self._identity
+
+    def stop(self) -> None:
+        """End the `generate` at work in another thread at its next token; it raises GenerationError."""
+        self._stopped.set()
+
+    def generate(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        """One reply for each request; a prompt that leaves no room for a reply carries an error.
+
+        Args:
+            requests: greedy ones and sampled ones may stand side by side; none changes another's reply.
+            on_reply: called with index and reply, batch by batch.
+
+        Returns:
+            The replies, in order.
+
+        Raises:
+            GenerationError: `stop` was called meanwhile.
+        """
+        self._stopped.clear()
+        prompts = [
+            self._prompts.encode_question(each.question, context=each.context, system=each.system)
+            for each in requests
+        ]
         limit = context_tokens(self._model)
         replies: dict[int, Reply] = {}
         fitting: list[int] = []
@@ -39,26 +77,29 @@ class LocalGenerator:
                 )
             else:
                 fitting.append(index)
+        _tell(replies, on_reply)
         for batch in _batches(fitting, prompts, requests):
-            answers = self._answers([prompts[i] for i in batch], requests[batch[0]].max_new_tokens)
-            replies.update(zip(batch, answers, strict=True))
-            if on_replies:
-                on_replies(len(replies), len(requests))
+            answers = self._answers([prompts[i] for i in batch], [requests[i] for i in batch])
+            arrived = dict(zip(batch, answers, strict=True))
+            replies |= arrived
+            _tell(arrived, on_reply)
         return [replies[index] for index in range(len(requests))]
 
     @torch.no_grad()
-    def _answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
+    def _answers(self, prompts: Sequence[Sequence[int]], requests: Sequence[Request]) -> list[Reply]:
         length = max(map(len, prompts))
         input_ids = torch.full((len(prompts), length), self._prompts.pad_id)
         attention_mask = torch.zeros(len(prompts), length, dtype=torch.long)
         for row, prompt in enumerate(prompts):
             input_ids[row, length - len(prompt) :] = torch.tensor(prompt)
             attention_mask[row, length - len(prompt) :] = 1
+        is_one_line = torch.tensor([each.is_one_line for each in requests], device=self._device)
+        sampler = RowSampler(requests)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._compute_dtype == torch.bfloat16):
             output: Tensor = self._model.generate(  # type: ignore[operator]
                 input_ids=input_ids.to(self._device),
                 attention_mask=attention_mask.to(self._device),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=requests[0].max_new_tokens,
                 do_sample=False,
                 # A model's own sampling settings would only be warned about.
                 temperature=None,
@@ -67,34 +108,62 @@ class LocalGenerator:
                 repetition_penalty=1.0,
                 no_repeat_ngram_size=0,
                 num_beams=1,
-                eos_token_id=list(self._prompts.stop_ids),
+                eos_token_id=self._end_ids,
                 pad_token_id=self._prompts.pad_id,
-                stopping_criteria=StoppingCriteriaList([_AtNewline(self._ends_line)]),
+                logits_processor=LogitsProcessorList([sampler] if sampler.is_needed else []),
+                stopping_criteria=StoppingCriteriaList(
+                    [_AtNewline(self._ends_line, is_one_line), _OnRequest(self._stopped)]
+                ),
             )
-        return [self._reply(row[length:].tolist()) for row in output]
+        if self._stopped.is_set():
+            raise GenerationError("the model was stopped before its replies were complete; run again.")
+        return [
+            self._reply(row[length:].tolist(), each.is_one_line, len(prompt))
+            for row, each, prompt in zip(output, requests, prompts, strict=True)
+        ]
 
-    def _reply(self, token_ids: Sequence[int]) -> Reply:
+    def _reply(self, token_ids: Sequence[int], is_one_line: bool, n_prompt_tokens: int) -> Reply:
         ends = [
             i
             for i, token in enumerate(token_ids)
-            if token in self._prompts.stop_ids or self._ends_line[token]
+            if token in self._end_ids or (is_one_line and self._ends_line[token])
         ]
         kept = token_ids[: ends[0] + 1] if ends else token_ids
         text = str(self._prompts.tokenizer.decode(list(kept), skip_special_tokens=True))
-        return Reply(text.split("\n")[0].strip(), is_cut=not ends)
+        text = text.split("\n")[0] if is_one_line else text
+        return Reply(text.strip(), is_cut=not ends, n_prompt_tokens=n_prompt_tokens, n_reply_tokens=len(kept))
 
 
 @final
 class _AtNewline(StoppingCriteria):
-    """Ends a row at the first token that holds a line break."""
+    """Ends a one-line row at the first token that holds a line break."""
 
-    def __init__(self, ends_line: Bool[Tensor, " vocab"]) -> None:
-        self._ends_line = ends_line
+    def __init__(self, ends_line: Bool[Tensor, " vocab"], is_one_line: Bool[Tensor, " batch"]) -> None:
+        self._ends_line, self._is_one_line = ends_line, is_one_line
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - BoolTensor is no class one can make
         self, input_ids: Int[Tensor, "batch pos"], scores: Any, **kwargs: Any
     ) -> Bool[Tensor, " batch"]:
-        return self._ends_line[input_ids[:, -1]]
+        return self._ends_line[input_ids[:, -1]] & self._is_one_line
+
+
+@final
+class _OnRequest(StoppingCriteria):
+    """Ends every row once somebody says so."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self._stopped = stopped
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - BoolTensor is no class one can make
+        self, input_ids: Int[Tensor, "batch pos"], scores: Any, **kwargs: Any
+    ) -> Bool[Tensor, " batch"]:
+        return torch.full((len(input_ids),), self._stopped.is_set(), device=input_ids.device)
+
+
+def _tell(replies: dict[int, Reply], on_reply: OnReply | None) -> None:
+    if on_reply:
+        for index, reply in replies.items():
+            on_reply(index, reply)
 
 
 def _batches(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import final
 
 from transfuse.errors import GenerationError
-from transfuse.generate.protocol import Generator, OnReplies, Reply, Request
+from transfuse.generate.protocol import Generator, OnReply, Reply, Request
+from transfuse.io.files import file_sha256
 from transfuse.io.jsonl import read_jsonl, write_jsonl
 
 
@@ -31,14 +32,26 @@ class RecordedGenerator:
                     f"{line.where}: expected a recorded reply with the strings 'key' and 'text', got the keys "
                     f"{sorted(line.value)}; record replies with `record_replies`."
                 )
-            self._replies[key] = Reply(text, is_cut=bool(line.value.get("is_cut", False)))
+            self._replies[key] = Reply(
+                text,
+                is_cut=bool(line.value.get("is_cut", False)),
+                n_prompt_tokens=_count(line.value.get("n_prompt_tokens")),
+                n_reply_tokens=_count(line.value.get("n_reply_tokens")),
+            )
+        self._identity = f"recorded:{file_sha256(path)}"
 
-    def generate(self, requests: Sequence[Request], on_replies: OnReplies | None = None) -> list[Reply]:
+    @property
+    def identity(self) -> str:
+        """The recording's content."""
+        return self._identity
+
+    def generate(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
         """The recorded reply of each request, in order."""
         missing = Reply("", error=f"{self._path} holds no reply to this request")
         replies = [self._replies.get(request_key(request), missing) for request in requests]
-        if on_replies:
-            on_replies(len(replies), len(requests))
+        if on_reply:
+            for index, reply in enumerate(replies):
+                on_reply(index, reply)
         return replies
 
 
@@ -46,9 +59,22 @@ def record_replies(generator: Generator, requests: Sequence[Request], path: Path
     """Ask a generator and write its replies where `RecordedGenerator` finds them; failed ones are left out."""
     replies = generator.generate(requests)
     rows = [
-        {"key": request_key(request), **asdict(request), "text": reply.text, "is_cut": reply.is_cut}
+        {"key": request_key(request), **asdict(request), **_kept(reply)}
         for request, reply in zip(requests, replies, strict=True)
         if not reply.error
     ]
     write_jsonl(path, rows)
     return replies
+
+
+def _kept(reply: Reply) -> dict[str, str | bool | int]:
+    return {
+        "text": reply.text,
+        "is_cut": reply.is_cut,
+        "n_prompt_tokens": reply.n_prompt_tokens,
+        "n_reply_tokens": reply.n_reply_tokens,
+    }
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0

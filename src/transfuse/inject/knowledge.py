@@ -1,24 +1,26 @@
 """Facts and Q&A files: read, checked, every fault named with its file and line."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transfuse.errors import DataError
 from transfuse.io.jsonl import JsonLine, read_jsonl
-from transfuse.types import Basis, Fact, QAPair
+from transfuse.text.wording import question_key
+from transfuse.types import Fact, PairKind, QAPair
 
 N_SHOWN = 5
 """How many offenders an error message lists."""
 
-_FACT_FIELDS = {"id", "section", "fact", "span"}
-_PAIR_FIELDS = {"basis", "fact", "section", "split", "question", "answer", "aliases"}
+_FACT_FIELDS = {"id", "section", "fact", "span", "paraphrases"}
+_PAIR_FIELDS = {"basis", "fact", "section", "split", "question", "answer", "aliases", "kind", "also"}
+_SOURCE_FIELDS: Mapping[str, str] = {"fact": "fact", "token": "section"}
+"""Basis to the field that names a pair's source."""
 
 
 def load_facts(path: Path) -> list[Fact]:
-    """Facts of a JSONL file with rows `{"id", "section", "fact"}` and perhaps `"span"`.
+    """Facts of a JSONL file with rows `{"id", "section", "fact"}`, perhaps `"span"` and `"paraphrases"`.
 
     Args:
         path: the file.
@@ -33,7 +35,11 @@ def load_facts(path: Path) -> list[Fact]:
     seen: dict[str, str] = {}
     for line in read_jsonl(path):
         _refuse_unknown(line, _FACT_FIELDS)
-        fact = Fact(*(_string(line, name) for name in ("id", "section", "fact")), span=_span(line))
+        fact = Fact(
+            *(_string(line, name) for name in ("id", "section", "fact")),
+            span=_span(line),
+            paraphrases=_strings(line, "paraphrases"),
+        )
         if fact.id in seen:
             raise DataError(
                 f"{line.where}: fact id {fact.id!r} was already used in {seen[fact.id]}; ids are unique."
@@ -66,8 +72,10 @@ def load_pairs(path: Path, facts: Sequence[Fact]) -> list[QAPair]:
     for line in read_jsonl(path):
         _refuse_unknown(line, _PAIR_FIELDS)
         pair = _pair(line)
-        if pair.basis == "fact" and pair.source not in known:
-            strangers.setdefault(pair.source, line.where)
+        named = (pair.source, *pair.also) if pair.basis == "fact" else pair.also
+        for name in named:
+            if name not in known:
+                strangers.setdefault(name, line.where)
         pairs.append(pair)
     if strangers:
         listed = ", ".join(f"{name!r} ({where})" for name, where in list(strangers.items())[:N_SHOWN])
@@ -80,12 +88,32 @@ def load_pairs(path: Path, facts: Sequence[Fact]) -> list[QAPair]:
     return pairs
 
 
-def question_key(question: str) -> str:
-    """A question without case, punctuation and spacing: two questions are the same where the keys are."""
-    folded = unicodedata.normalize("NFKC", question).casefold()
-    return " ".join(
-        "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in folded).split()
-    )
+def fact_row(fact: Fact) -> dict[str, Any]:
+    """The fact as a row of a facts file; optional fields only where they hold something."""
+    row: dict[str, Any] = {"id": fact.id, "section": fact.section, "fact": fact.fact}
+    if fact.span is not None:
+        row["span"] = list(fact.span)
+    if fact.paraphrases:
+        row["paraphrases"] = list(fact.paraphrases)
+    return row
+
+
+def pair_row(pair: QAPair) -> dict[str, Any]:
+    """The pair as a row of a Q&A file; its id is the line that it will stand in, and not written."""
+    row: dict[str, Any] = {
+        "basis": pair.basis,
+        _SOURCE_FIELDS[pair.basis]: pair.source,
+        "split": pair.split,
+        "question": pair.question,
+        "answer": pair.answer,
+    }
+    if pair.aliases:
+        row["aliases"] = list(pair.aliases)
+    if pair.kind != "direct":
+        row["kind"] = pair.kind
+    if pair.also:
+        row["also"] = list(pair.also)
+    return row
 
 
 def refuse_leaks(pairs: Sequence[QAPair], where: str) -> None:
@@ -123,23 +151,25 @@ def repeated_questions(pairs: Sequence[QAPair]) -> list[QAPair]:
 def _pair(line: JsonLine) -> QAPair:
     basis = _choice(line, "basis", ("fact", "token"))
     split = _choice(line, "split", ("train", "eval"))
-    source_field: Mapping[Basis, str] = {"fact": "fact", "token": "section"}
-    aliases = line.value.get("aliases", [])
-    if not isinstance(aliases, list) or not all(
-        isinstance(alias, str) and alias.strip() for alias in aliases
-    ):
-        raise DataError(
-            f"{line.where}: 'aliases': expected a list of strings, got {aliases!r}; mend the line."
-        )
+    kind = _choice(line, "kind", get_args(PairKind)) if "kind" in line.value else "direct"
     return QAPair(
         id=f"q{line.number}",
         basis=basis,  # type: ignore[arg-type] - one of the two by the check above
-        source=_string(line, source_field[basis]),  # type: ignore[index]
+        source=_string(line, _SOURCE_FIELDS[basis]),
         split=split,  # type: ignore[arg-type]
         question=_string(line, "question"),
         answer=_string(line, "answer"),
-        aliases=tuple(aliases),
+        aliases=_strings(line, "aliases"),
+        kind=kind,  # type: ignore[arg-type]
+        also=_strings(line, "also"),
     )
+
+
+def _strings(line: JsonLine, name: str) -> tuple[str, ...]:
+    value = line.value.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise DataError(f"{line.where}: {name!r}: expected a list of strings, got {value!r}; mend the line.")
+    return tuple(value)
 
 
 def _string(line: JsonLine, name: str) -> str:

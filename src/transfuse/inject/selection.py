@@ -1,13 +1,15 @@
 """Which questions train, which measure, and which facts are kept out of training altogether."""
 
+import hashlib
 import random
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from transfuse.errors import DataError
-from transfuse.inject.knowledge import N_SHOWN, question_key, refuse_leaks, repeated_questions
-from transfuse.types import Basis, Dropped, QAPair
+from transfuse.inject.knowledge import N_SHOWN, refuse_leaks, repeated_questions
+from transfuse.text.wording import question_key
+from transfuse.types import Basis, Dropped, PairKind, QAPair
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Selection:
     """Eval pairs of sources that training never sees."""
     kept_out: frozenset[str]
     """Fact ids (basis `fact`) or section titles (basis `token`)."""
+    extra: list[QAPair]
+    """Training pairs of other kinds than `direct`, none that touches a kept-out source."""
     dropped: list[Dropped]
     warnings: list[str]
 
@@ -31,6 +35,8 @@ def select_pairs(
     *,
     basis: Basis,
     scale: int,
+    scale_of: Mapping[str, int] | None = None,
+    extra_shares: Mapping[PairKind, float] | None = None,
     kept_out_share: float,
     seed: int,
     section_tokens: Mapping[str, int],
@@ -47,6 +53,9 @@ def select_pairs(
         basis: which pairs to use.
         scale: N unique questions per fact; or, for basis `token`, pairs per section until question and
             answer tokens reach N times the section's own.
+        scale_of: N of single facts, where it differs from `scale`; used by basis `fact`.
+        extra_shares: by kind, how many pairs of other kinds to add, as a share of the direct training pairs;
+            kinds that are not named are left out.
         kept_out_share: share of the sources with eval pairs that training never sees, 0 to below 1.
         seed: of the choice of kept-out sources.
         section_tokens: tokens of each section's text, by title; used by basis `token`.
@@ -59,10 +68,10 @@ def select_pairs(
     Raises:
         DataError: no training or no eval pairs, a question in both splits, an unknown section.
     """
-    chosen = [pair for pair in pairs if pair.basis == basis]
+    chosen = [pair for pair in pairs if pair.basis == basis and pair.kind == "direct"]
     evaluated = [pair for pair in chosen if pair.split == "eval"]
     _refuse_empty(chosen, evaluated, basis, where)
-    refuse_leaks(chosen, where)
+    refuse_leaks([pair for pair in pairs if pair.basis == basis], where)
     repeats = repeated_questions([pair for pair in chosen if pair.split == "train"])
     repeated = {pair.id for pair in repeats}
     kept_out = _kept_out(sorted({pair.source for pair in evaluated}), kept_out_share, seed)
@@ -80,7 +89,7 @@ def select_pairs(
             f"add some, or lower kept_out_share."
         )
     train, warnings = (
-        _per_fact(by_source, scale)
+        _per_fact(by_source, {source: (scale_of or {}).get(source, scale) for source in by_source})
         if basis == "fact"
         else _per_section(by_source, scale, section_tokens, count_tokens, where)
     )
@@ -97,6 +106,7 @@ def select_pairs(
         evaluate=[pair for pair in evaluated if pair.source not in kept_out | untrained],
         evaluate_kept_out=[pair for pair in evaluated if pair.source in kept_out],
         kept_out=kept_out,
+        extra=_extra(pairs, basis, extra_shares or {}, len(train), set(by_source), secret),
         dropped=dropped,
         warnings=warnings,
     )
@@ -128,14 +138,53 @@ def _kept_out(sources: Sequence[str], share: float, seed: int) -> frozenset[str]
     return frozenset(random.Random(seed).sample(sources, n_kept_out))  # noqa: S311 - no secret
 
 
-def _per_fact(by_source: Mapping[str, Sequence[QAPair]], scale: int) -> tuple[list[QAPair], list[str]]:
-    short = [source for source, pairs in by_source.items() if len(pairs) < scale]
+def _per_fact(
+    by_source: Mapping[str, Sequence[QAPair]], scales: Mapping[str, int]
+) -> tuple[list[QAPair], list[str]]:
+    short = [source for source, pairs in by_source.items() if len(pairs) < scales[source]]
+    wanted = max(scales.values())
     warnings = (
-        [f"{len(short)} of {len(by_source)} facts have fewer than {scale} training questions: {_some(short)}"]
+        [
+            f"{len(short)} of {len(by_source)} facts have fewer than {wanted} training questions: {_some(short)}"
+        ]
         if short
         else []
     )
-    return [pair for pairs in by_source.values() for pair in pairs[:scale]], warnings
+    return [pair for source, pairs in by_source.items() for pair in pairs[: scales[source]]], warnings
+
+
+def _extra(
+    pairs: Sequence[QAPair],
+    basis: Basis,
+    shares: Mapping[PairKind, float],
+    n_direct: int,
+    trained: Collection[str],
+    secret: Collection[str],
+) -> list[QAPair]:
+    """Pairs of each further kind, up to its share of the direct ones, spread over the sources; nested like them."""
+    extra: list[QAPair] = []
+    for kind, share in shares.items():
+        fitting = [
+            pair
+            for pair in pairs
+            if pair.kind == kind
+            and pair.basis == basis
+            and pair.split == "train"
+            and {pair.source, *pair.also} <= set(trained)
+            and question_key(pair.question) not in secret
+        ]
+        extra += _spread(fitting)[: round(share * n_direct)]
+    return extra
+
+
+def _spread(pairs: Sequence[QAPair]) -> list[QAPair]:
+    """First every source's first pair, then every source's second, ...; sources in an order of their own."""
+    n_met: Counter[str] = Counter()
+    ranked: list[tuple[int, str, QAPair]] = []
+    for pair in pairs:
+        ranked.append((n_met[pair.source], hashlib.sha256(pair.source.encode()).hexdigest(), pair))
+        n_met[pair.source] += 1
+    return [pair for *_, pair in sorted(ranked, key=lambda each: each[:2])]
 
 
 def _per_section(

@@ -1,5 +1,6 @@
 """Questions and texts as token ids, in the form a model was trained to read."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -45,12 +46,16 @@ class PromptFormat:
     bos_ids: tuple[int, ...]
     """What the tokenizer puts before plain text: its beginning-of-sequence token, or nothing."""
 
-    def encode_question(self, question: str, *, context: str | None = None) -> list[int]:
+    def encode_question(
+        self, question: str, *, context: str | None = None, system: str | None = None
+    ) -> list[int]:
         """Token ids of the prompt, up to where the answer begins.
 
         Args:
             question: the question alone.
             context: text to answer from, put before the question.
+            system: what the system's turn says; put before everything else where the model knows no such turn.
+                None leaves the template's own default.
 
         Returns:
             For a chat model exactly what its `apply_chat_template` gives with the generation prompt.
@@ -58,7 +63,7 @@ class PromptFormat:
         Raises:
             ModelError: the chat template cannot render a single question.
         """
-        return self._prompt_ids(self._prompt_text(question, context))
+        return self._prompt_ids(self._prompt_text(question, context, system))
 
     def encode_pair(
         self, question: str, answer: str, *, context: str | None = None
@@ -89,6 +94,30 @@ class PromptFormat:
             tail = f" {answer.strip()}\n"
         return prompt_ids, self._closed(self._continuation(prompt, prompt_ids, tail))
 
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation up to its last turn, and of that turn, for training.
+
+        Args:
+            messages: turns with "role" and "content"; the last one is the assistant's.
+
+        Returns:
+            The prompt, and the last turn including the token that ends it. A base model reads the turns as
+            paragraphs.
+
+        Raises:
+            ModelError: the chat template cannot render these turns.
+        """
+        *before, last = (dict(turn) for turn in messages)
+        if not self.is_chat:
+            prompt = "".join(f"{turn['content'].strip()}\n\n" for turn in before)
+            tail = last["content"].strip()
+        else:
+            prompt = _render(self.tokenizer, before, awaits_answer=True)
+            whole = _render(self.tokenizer, [*before, last])
+            tail = whole[len(prompt) :] if whole.startswith(prompt) else last["content"]
+        prompt_ids = self._prompt_ids(prompt)
+        return prompt_ids, self._closed(self._continuation(prompt, prompt_ids, tail))
+
     def n_frame_tokens(self) -> int:
         """How many tokens every prompt begins with, before its question."""
         pairs = zip(self.encode_question("Why?"), self.encode_question(PROBE), strict=False)
@@ -108,11 +137,27 @@ class PromptFormat:
         end = [] if eos_id is None else [eos_id]
         return [*self.bos_ids, *_plain_ids(self.tokenizer, text), *end]
 
-    def _prompt_text(self, question: str, context: str | None) -> str:
-        if self.is_chat:
-            return _render(self.tokenizer, _conversation(question, None, context), awaits_answer=True)
+    def _prompt_text(self, question: str, context: str | None, system: str | None = None) -> str:
         lead = "" if context is None else CONTEXT.format(context=context)
-        return lead + BASE_QUESTION.format(question=question)
+        if not self.is_chat:
+            return _instruction(system) + lead + BASE_QUESTION.format(question=question)
+        turns = _conversation(question, None, context)
+        if system is not None:
+            with_system = self._with_system_turn(turns, system)
+            if with_system is not None:
+                return with_system
+            turns = _conversation(_instruction(system) + lead + question, None, None)
+        return _render(self.tokenizer, turns, awaits_answer=True)
+
+    def _with_system_turn(self, turns: list[dict[str, str]], system: str) -> str | None:
+        """The prompt with a system's turn, or None where the template refuses one or leaves it out."""
+        try:
+            text = _render(
+                self.tokenizer, [{"role": "system", "content": system}, *turns], awaits_answer=True
+            )
+        except ModelError:
+            return None
+        return text if system.strip() in text else None
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         # A template writes its own beginning-of-sequence token; plain text needs the tokenizer's.
@@ -173,6 +218,10 @@ def prompt_format(
         pad_id=end_id if pad_id is None else pad_id,
         bos_ids=_bos_ids(tokenizer),
     )
+
+
+def _instruction(system: str | None) -> str:
+    return "" if system is None else f"{system.strip()}\n\n"
 
 
 def _conversation(question: str, answer: str | None, context: str | None) -> list[dict[str, str]]:

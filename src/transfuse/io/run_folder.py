@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,9 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(path: Path, recipe: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[RunFolder]:
+def open_run(
+    path: Path, recipe: Mapping[str, Any], *, overwrite: bool = False, free: Collection[str] = ()
+) -> Iterator[RunFolder]:
     """Open or make a run's folder and hold it until the block ends.
 
     Args:
@@ -95,6 +97,8 @@ def open_run(path: Path, recipe: Mapping[str, Any], *, overwrite: bool = False) 
         recipe: the resolved recipe, as JSON values.
         overwrite: whether a folder of a different recipe may be taken over; stages that are unaffected by the
             difference are reused all the same.
+        free: dotted names of settings that change no result (limits, prices, times), so that a run may go on
+            with others.
 
     Yields:
         The run folder.
@@ -106,7 +110,7 @@ def open_run(path: Path, recipe: Mapping[str, Any], *, overwrite: bool = False) 
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise RunFolderError(f"{path}: no permission to write there; choose a folder of your own.")
-    _refuse_strangers(path, recipe, overwrite)
+    _refuse_strangers(path, recipe, overwrite, free)
     with _held(path):
         _remove_temporaries(path)
         write_text(path / RECIPE_FILE, _yaml(recipe))
@@ -153,7 +157,7 @@ def _start_stage(folder: Path, digest: str) -> None:
     write_json(folder / "started.json", {"key": digest})
 
 
-def _refuse_strangers(path: Path, recipe: Mapping[str, Any], overwrite: bool) -> None:
+def _refuse_strangers(path: Path, recipe: Mapping[str, Any], overwrite: bool, free: Collection[str]) -> None:
     recipe_file = path / RECIPE_FILE
     if not recipe_file.is_file():
         strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
@@ -174,6 +178,7 @@ def _refuse_strangers(path: Path, recipe: Mapping[str, Any], overwrite: bool) ->
     differing = [
         f"{name}: {before!r} there, {now!r} now"
         for name, before, now in _differences(_flat(earlier), _flat(dict(recipe)))
+        if name not in free
     ]
     if differing:
         shown = "".join(f"\n  {line}" for line in differing[:N_SHOWN])

@@ -7,7 +7,7 @@ answer style and a loss from forgetting both show.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from torch import nn
 from transfuse.errors import TrainingError
 from transfuse.evaluate.bits_per_byte import bits_per_byte, load_texts, text_losses
 from transfuse.evaluate.questions import ask_questions
-from transfuse.generate.local import LocalGenerator, context_tokens
-from transfuse.inject.records import training_rows
+from transfuse.generate.local import context_tokens
+from transfuse.generate.references import check_generator
+from transfuse.inject.knowledge import load_facts, load_pairs
+from transfuse.inject.records import load_chats, training_rows
 from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.io.files import file_sha256, write_json
 from transfuse.io.fingerprint import model_fingerprint
@@ -28,21 +30,27 @@ from transfuse.io.jsonl import read_jsonl, write_jsonl
 from transfuse.io.models import LoadedModel, load_model, save_model
 from transfuse.io.references import check_model_folder, resolve_model
 from transfuse.io.run_folder import RunFolder, Stage, open_run
+from transfuse.recipes.inject_coverage import measure_coverage
 from transfuse.recipes.inject_knowledge import Knowledge, oracle_contexts, read_sections, select_knowledge
+from transfuse.recipes.inject_model import generator_of, load_student, without_note
+from transfuse.recipes.inject_probe import known_facts
 from transfuse.recipes.inject_report import Measurement, Texts, report_json
+from transfuse.recipes.inject_teacher import Taught, teach
+from transfuse.recipes.inject_writing import Written, write_knowledge
 from transfuse.recipes.progress import Display, time_text
-from transfuse.recipes.schema import InjectRecipe, resolved
+from transfuse.recipes.schema import WITHOUT_EFFECT, InjectRecipe, resolved
 from transfuse.recipes.team import Team
+from transfuse.recipes.writing_report import add_to_facts, writing_report
 from transfuse.train.adapters import attach_lora, load_adapter, save_adapter
 from transfuse.train.batches import TrainingRow
 from transfuse.train.loop import Progress, TrainingSummary, train
 from transfuse.train.trackers import check_trackers
-from transfuse.types import AnswerRecord, Dropped
+from transfuse.types import AnswerRecord, Document, Dropped, Section
 
 ANSWER_FILES = {"": "answers.jsonl", "/kept-out": "answers_kept_out.jsonl", "oracle": "answers_oracle.jsonl"}
 """File of a measurement's answers, by the end of the row's name."""
 
-DOCUMENTS_VERSION, QUESTIONS_VERSION, BASE_VERSION, TRAINING_VERSION, EVALUATION_VERSION = 1, 1, 3, 1, 2
+DOCUMENTS_VERSION, QUESTIONS_VERSION, BASE_VERSION, TRAINING_VERSION, EVALUATION_VERSION = 1, 2, 3, 1, 2
 
 
 def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str) -> Path:
@@ -66,28 +74,42 @@ def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str
         return out
     display = Display()
     started = _now()
-    knowledge, knowledge_key = _check_inputs(recipe)
-    with open_run(out, resolved(recipe), overwrite=overwrite) as run:
+    inputs = _check_inputs(recipe)
+    with open_run(out, resolved(recipe), overwrite=overwrite, free=WITHOUT_EFFECT) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
-        _save_knowledge(recipe, run, display, knowledge)
-        for warning in knowledge.warnings:
-            display.say(f"Note: {warning}")
+        files_key = _save_sections(recipe, run, inputs)
+        written = write_knowledge(recipe, run, display, inputs.documents, inputs.sections, files_key)
         weights = {
             "model": recipe.model,
             "weights": model_fingerprint(recipe.model),
             "precision": recipe.precision,
         }
+        knowledge, knowledge_key = _select(recipe, run, display, inputs, written, weights)
+        _save_questions(recipe, run, display, knowledge, knowledge_key)
+        covered = measure_coverage(recipe, run, knowledge)
         before = _measure_base(recipe, run, display, knowledge, {**knowledge_key, **weights})
-        training, key = _train(recipe, run, display, team, knowledge, {**knowledge_key, **weights})
+        taught = teach(recipe, run, display, knowledge, weights)
+        training, key = _train(recipe, run, display, team, knowledge, taught, {**knowledge_key, **weights})
         after = _measure_trained(recipe, run, display, knowledge, key)
         report = report_json(recipe, run.stages, knowledge, before, after, training, command)
+        report |= writing_report(recipe, written, covered)
+        add_to_facts(report["facts"], written, covered, knowledge.known)
         write_json(run.path / "report.json", report)
         write_json(run.path / "manifest.json", manifest(command, started, _now()))
     return out
 
 
-def _check_inputs(recipe: InjectRecipe) -> tuple[Knowledge, dict[str, Any]]:
-    """Documents to sections; facts and questions checked and selected.
+@dataclass(frozen=True)
+class _Inputs:
+    """What is read anew in every run, before anything is written."""
+
+    documents: list[Document]
+    sections: list[Section]
+    dropped: list[Dropped]
+
+
+def _check_inputs(recipe: InjectRecipe) -> _Inputs:
+    """Documents to sections; facts and questions checked where they are given.
 
     Cheap, so read anew in every run, and before anything is written: a fault of the input leaves no run folder
     behind that would refuse the mended input as a different run.
@@ -98,13 +120,22 @@ def _check_inputs(recipe: InjectRecipe) -> tuple[Knowledge, dict[str, Any]]:
     for path in (recipe.records.replay_texts, *recipe.evaluate.texts.values()):
         if path is not None:
             load_texts(path)
+    if recipe.records.chats is not None:
+        load_chats(recipe.records.chats)
     check_trackers(recipe.train.report_to)
-    sections, dropped = read_sections(recipe)
-    return select_knowledge(recipe, sections, dropped)
+    if recipe.generator is not None:
+        check_generator(recipe.generator)
+    documents, sections, dropped = read_sections(recipe)
+    if recipe.facts is not None:
+        facts = load_facts(recipe.facts)
+        if recipe.qa is not None:
+            load_pairs(recipe.qa, facts)
+            select_knowledge(recipe, sections, dropped, recipe.facts, recipe.qa)
+    return _Inputs(documents, sections, dropped)
 
 
-def _save_knowledge(recipe: InjectRecipe, run: RunFolder, display: Display, knowledge: Knowledge) -> None:
-    sections, dropped = knowledge.sections, knowledge.dropped
+def _save_sections(recipe: InjectRecipe, run: RunFolder, inputs: _Inputs) -> dict[str, Any]:
+    """The stage of the documents, and a key that changes with them."""
     files = {
         "documents": _content_hashes(recipe.documents),
         "include": recipe.include,
@@ -112,28 +143,53 @@ def _save_knowledge(recipe: InjectRecipe, run: RunFolder, display: Display, know
     }
     with run.stage("documents", files, version=DOCUMENTS_VERSION) as stage:
         if not stage.is_done:
-            write_jsonl(stage.folder / "sections.jsonl", [asdict(section) for section in sections])
-            write_jsonl(stage.folder / "dropped.jsonl", [asdict(each) for each in dropped])
-    chosen = {"basis": recipe.basis, "scale": recipe.scale, "kept_out_share": recipe.kept_out_share}
-    data = {"facts": file_sha256(recipe.facts), "qa": file_sha256(recipe.qa)}
-    with run.stage(
-        "questions",
-        {**files, **chosen, **data, "seed": recipe.seed, "model": recipe.model},
-        version=QUESTIONS_VERSION,
-    ) as stage:
-        selection = knowledge.selection
+            write_jsonl(stage.folder / "sections.jsonl", [asdict(section) for section in inputs.sections])
+            write_jsonl(stage.folder / "dropped.jsonl", [asdict(each) for each in inputs.dropped])
+    return files
+
+
+def _select(
+    recipe: InjectRecipe,
+    run: RunFolder,
+    display: Display,
+    inputs: _Inputs,
+    written: Written,
+    weights: Mapping[str, Any],
+) -> tuple[Knowledge, dict[str, Any]]:
+    """What trains and what measures; facts that the model knows already train on fewer questions."""
+    sections, dropped = inputs.sections, [*inputs.dropped, *written.dropped]
+    knowledge, key = select_knowledge(recipe, sections, dropped, written.facts, written.qa)
+    if recipe.probe.n_questions:
+        known = known_facts(recipe, run, display, knowledge, weights)
+        knowledge, key = select_knowledge(recipe, sections, dropped, written.facts, written.qa, known=known)
+        key |= {"known": sorted(known)}
+    for warning in knowledge.warnings:
+        display.say(f"Note: {warning}")
+    return knowledge, key
+
+
+def _save_questions(
+    recipe: InjectRecipe,
+    run: RunFolder,
+    display: Display,
+    knowledge: Knowledge,
+    knowledge_key: Mapping[str, Any],
+) -> None:
+    sections, selection = knowledge.sections, knowledge.selection
+    with run.stage("questions", dict(knowledge_key), version=QUESTIONS_VERSION) as stage:
         if not stage.is_done:
             for name, pairs in (
-                ("train", selection.train),
+                ("train", [*selection.train, *selection.extra]),
                 ("eval", selection.evaluate),
                 ("eval_kept_out", selection.evaluate_kept_out),
             ):
                 write_jsonl(stage.folder / f"{name}.jsonl", [asdict(pair) for pair in pairs])
     kept_out = f"{len(selection.kept_out)} {'facts' if recipe.basis == 'fact' else 'sections'}"
+    extra = f" and {len(selection.extra)} of other kinds" if selection.extra else ""
     display.say(
         f"{knowledge.title}: {len(sections)} sections, {len(knowledge.facts)} facts; "
-        f"{len(selection.train)} training questions, {len(selection.evaluate)} eval questions; {kept_out} kept "
-        f"out of training, with {len(selection.evaluate_kept_out)} eval questions."
+        f"{len(selection.train)} training questions{extra}, {len(selection.evaluate)} eval questions; {kept_out} "
+        f"kept out of training, with {len(selection.evaluate_kept_out)} eval questions."
     )
 
 
@@ -147,12 +203,12 @@ def _measure_base(
 ) -> Measurement:
     """The untouched model: its answers alone and with the right section before it, and its bits per byte."""
     settings = {"evaluate": resolved(recipe)["evaluate"], "texts": _text_hashes(recipe)}
-    measured_key = {name: value for name, value in key.items() if name != "train"}
+    measured_key = {name: value for name, value in key.items() if name not in ("train", "known")}
     files = _measured_files(run.path / "base", oracle=recipe.evaluate.oracle)
     with run.stage("base", {**measured_key, **settings}, version=BASE_VERSION, outputs=files) as stage:
         if stage.is_done:
             return _load_measurement(stage)
-        loaded = _load(recipe)
+        loaded = load_student(recipe)
         measured = _measure(
             recipe, display, knowledge, loaded, loaded.model, "before", oracle=recipe.evaluate.oracle
         )
@@ -166,18 +222,21 @@ def _train(
     display: Display,
     team: Team,
     knowledge: Knowledge,
+    taught: Taught | None,
     key: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train and save the result; what `report.json` says of the training, and the key of the result."""
     settings = resolved(recipe)
-    replay = {"replay": file_sha256(recipe.records.replay_texts)} if recipe.records.replay_texts else {}
+    files = {"replay": recipe.records.replay_texts, "chats": recipe.records.chats}
+    replay = {name: file_sha256(path) for name, path in files.items() if path}
     full_key = {
-        **{name: value for name, value in key.items() if name not in ("train", "eval", "sections")},
+        **{name: value for name, value in key.items() if name not in ("train", "eval", "sections", "known")},
         **replay,
         "pairs": key["train"],
         "settings": {k: v for k, v in settings["train"].items() if k not in ("checkpoint_s", "report_to")},
         "records": settings["records"],
         "n_processes": team.size,
+        **({"teacher": taught.key} if taught else {}),
     }
     result = run.path / ("adapter" if recipe.train.method == "lora" else "model")
     outputs = [result, run.path / "training" / "training.json"]
@@ -187,16 +246,20 @@ def _train(
             return json.loads((stage.folder / "training.json").read_text(encoding="utf-8")), {
                 "trained": stage.key
             }
-        loaded = _load(recipe, trainable=True, device=team.device)
+        loaded = load_student(recipe, trainable=True, device=team.device)
         prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
+        learned = [] if taught else knowledge.selection.train
         rows, dropped = training_rows(
-            knowledge.selection.train,
+            [*learned, *knowledge.selection.extra],
             knowledge.facts,
             recipe.records,
             prompts,
             max_length_tokens=recipe.train.max_length_tokens or context_tokens(loaded.model),
             seed=recipe.seed,
+            n_further=len(taught.rows) if taught else 0,
         )
+        if taught:
+            rows, dropped = [*taught.rows, *rows], [*taught.dropped, *dropped]
         team.share((rows, stage.folder))
         summary, model = _train_rows(recipe, display, loaded, rows, prompts, stage.folder)
         _save_result(recipe, loaded, model, result)
@@ -214,7 +277,7 @@ def _join_training(recipe: InjectRecipe, team: Team) -> None:
     if shared is None:
         return
     rows, folder = shared
-    loaded = _load(recipe, trainable=True, device=team.device)
+    loaded = load_student(recipe, trainable=True, device=team.device)
     prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
     _train_rows(recipe, Display(is_silent=True), loaded, rows, prompts, folder)
 
@@ -280,7 +343,7 @@ def _measure_trained(
         if stage.is_done:
             return _load_measurement(stage)
         if recipe.train.method == "lora":
-            loaded = _load(recipe)
+            loaded = load_student(recipe)
             model: nn.Module = load_adapter(loaded.model, run.path / "adapter")
         else:
             loaded = load_model(
@@ -305,13 +368,11 @@ def _measure(
     oracle: bool,
 ) -> Measurement:
     prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
-    generator = LocalGenerator(model, prompts, loaded.precision)
+    generator = generator_of(loaded, model)
     selection, limit = knowledge.selection, recipe.evaluate.max_new_tokens
     everything = [*selection.evaluate, *selection.evaluate_kept_out]
     with display.bar(f"questions {when}") as advance:
-        records = ask_questions(
-            everything, generator, max_new_tokens=limit, on_replies=_without_note(advance)
-        )
+        records = ask_questions(everything, generator, max_new_tokens=limit, on_replies=without_note(advance))
     answers = {
         "": records[: len(selection.evaluate)],
         "/kept-out": records[len(selection.evaluate) :],
@@ -321,19 +382,14 @@ def _measure(
         asked = [pair for pair in selection.evaluate if pair.source in contexts]
         with display.bar("questions with section") as advance:
             answers["oracle"] = ask_questions(
-                asked, generator, contexts=contexts, max_new_tokens=limit, on_replies=_without_note(advance)
+                asked, generator, contexts=contexts, max_new_tokens=limit, on_replies=without_note(advance)
             )
     texts: Texts = {}
     for name, path in recipe.evaluate.texts.items():
         with display.bar(f"text '{name}' {when}") as advance:
-            losses = text_losses(model, prompts, load_texts(path), loaded.precision, _without_note(advance))
+            losses = text_losses(model, prompts, load_texts(path), loaded.precision, without_note(advance))
         texts[name] = bits_per_byte(losses, recipe.seed)._asdict()
     return Measurement(answers, texts)
-
-
-def _without_note(advance: Any) -> Any:
-    """A bar's advance function without the note."""
-    return lambda done, total: advance(done, total, "")
 
 
 def _training_json(
@@ -355,16 +411,6 @@ def _training_json(
         "warnings": summary.warnings,
         "dropped": [asdict(each) for each in dropped],
     }
-
-
-def _load(recipe: InjectRecipe, *, trainable: bool = False, device: str | None = None) -> LoadedModel:
-    return load_model(
-        recipe.model,
-        precision=recipe.precision,
-        device=device,
-        trust_remote_code=recipe.trust_remote_code,
-        trainable=trainable and recipe.train.method == "full",
-    )
 
 
 def _text_hashes(recipe: InjectRecipe) -> dict[str, str | None]:

@@ -1,9 +1,11 @@
 """What a document run is to teach: sections, facts and questions, read and checked together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from transfuse.errors import DataError
 from transfuse.inject.knowledge import load_facts, load_pairs
@@ -12,7 +14,7 @@ from transfuse.inject.selection import Selection, select_pairs
 from transfuse.io.documents import read_documents
 from transfuse.io.models import load_tokenizer
 from transfuse.recipes.schema import InjectRecipe
-from transfuse.types import Dropped, Fact, QAPair, Section
+from transfuse.types import Document, Dropped, Fact, QAPair, Section
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,15 @@ class Knowledge:
     facts: list[Fact]
     selection: Selection
     dropped: list[Dropped]
+    known: frozenset[str] | None = None
+    """Ids of the facts that the untouched model knows; None where it was not asked."""
+
+    def train_by_source(self) -> dict[str, list[QAPair]]:
+        """Training pairs of each fact (basis `token`: each section)."""
+        grouped: dict[str, list[QAPair]] = {}
+        for pair in self.selection.train:
+            grouped.setdefault(pair.source, []).append(pair)
+        return grouped
 
     @property
     def warnings(self) -> list[str]:
@@ -37,14 +48,14 @@ class Knowledge:
         return [*self.selection.warnings, missing]
 
 
-def read_sections(recipe: InjectRecipe) -> tuple[list[Section], list[Dropped]]:
-    """Sections of the recipe's documents, and what was left out.
+def read_sections(recipe: InjectRecipe) -> tuple[list[Document], list[Section], list[Dropped]]:
+    """The recipe's documents, their sections, and what was left out.
 
     Args:
         recipe: names the documents and the patterns.
 
     Returns:
-        At least one section; what was dropped, with reasons.
+        Documents; at least one section; what was dropped, with reasons.
 
     Raises:
         DocumentError: a document cannot be read.
@@ -62,18 +73,27 @@ def read_sections(recipe: InjectRecipe) -> tuple[list[Section], list[Dropped]]:
             f"{recipe.documents}: expected sections with text, found none ({len(dropped)} things left out, such as "
             f"{_first_reason(dropped)}); check the document."
         )
-    return sections, [*dropped, *excluded]
+    return documents, sections, [*dropped, *excluded]
 
 
 def select_knowledge(
-    recipe: InjectRecipe, sections: list[Section], dropped: list[Dropped]
+    recipe: InjectRecipe,
+    sections: list[Section],
+    dropped: list[Dropped],
+    facts_path: Path,
+    qa_path: Path,
+    *,
+    known: Collection[str] = (),
 ) -> tuple[Knowledge, dict[str, Any]]:
-    """The recipe's facts and questions, checked against one another and the sections.
+    """Facts and questions, checked against one another and the sections.
 
     Args:
-        recipe: names the files and what to select.
+        recipe: names what to select.
         sections: of the documents.
         dropped: what was left out so far.
+        facts_path: JSONL of facts, given or written.
+        qa_path: JSONL of questions and answers, given or written.
+        known: ids of facts that the model knows already.
 
     Returns:
         The knowledge, and a key that changes with anything that training or measuring it depends on.
@@ -81,36 +101,35 @@ def select_knowledge(
     Raises:
         DataError: facts or questions are malformed, or do not fit one another.
     """
-    facts, strays = _facts_of_sections(load_facts(recipe.facts), sections, recipe)
+    facts, strays = _facts_of_sections(load_facts(facts_path), sections, recipe)
     stray_ids = {fact.id for fact in strays}
     pairs = [
-        p for p in load_pairs(recipe.qa, facts + strays) if p.basis == "token" or p.source not in stray_ids
+        p for p in load_pairs(qa_path, facts + strays) if p.basis == "token" or p.source not in stray_ids
     ]
-    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
-
+    count_tokens = token_counter(recipe)
     selection = select_pairs(
         pairs,
         basis=recipe.basis,
         scale=recipe.scale,
+        scale_of=dict.fromkeys(known, recipe.probe.known_scale),
+        extra_shares=recipe.writing.pairs.shares,
         kept_out_share=recipe.kept_out_share,
         seed=recipe.seed,
-        section_tokens=_section_tokens(sections, count_tokens) if recipe.basis == "token" else {},
+        section_tokens=section_tokens(sections, count_tokens) if recipe.basis == "token" else {},
         count_tokens=count_tokens,
-        where=str(recipe.qa),
+        where=str(qa_path),
     )
     lost_facts = [Dropped("fact", f"{fact.id}: {fact.fact}", "its section is left out") for fact in strays]
     knowledge = Knowledge(
-        title=_title(sections),
+        title=document_title(sections),
         sections=sections,
         facts=facts,
         selection=selection,
         dropped=[*dropped, *lost_facts, *selection.dropped],
+        known=frozenset(known) if recipe.probe.n_questions else None,
     )
     key = {
-        "train": [asdict(pair) for pair in selection.train],
+        "train": [asdict(pair) for pair in [*selection.train, *selection.extra]],
         "eval": [asdict(pair) for pair in [*selection.evaluate, *selection.evaluate_kept_out]],
         "facts": [asdict(fact) for fact in facts],
         "sections": [asdict(section) for section in sections],
@@ -119,7 +138,19 @@ def select_knowledge(
     return knowledge, key
 
 
-def _section_tokens(sections: Sequence[Section], count_tokens: Callable[[str], int]) -> dict[str, int]:
+def token_counter(recipe: InjectRecipe) -> Callable[[str], int]:
+    """How many tokens a text has for the model that is taught; its tokenizer is loaded at the first call."""
+    tokenizer: list[PreTrainedTokenizerBase] = []
+
+    def count_tokens(text: str) -> int:
+        if not tokenizer:
+            tokenizer.append(load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code))
+        return len(tokenizer[0](text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
+
+    return count_tokens
+
+
+def section_tokens(sections: Sequence[Section], count_tokens: Callable[[str], int]) -> dict[str, int]:
     """Tokens of each section's text, by title; sections of one title are counted together."""
     counts: dict[str, int] = {}
     for section in sections:
@@ -141,12 +172,21 @@ def _facts_of_sections(
     used = [fact for fact in facts if fact.section in titles]
     if not used:
         raise DataError(
-            f"{recipe.facts}: no fact is of a section that include and exclude leave: {sorted(titles)[:8]}."
+            f"{recipe.facts or 'facts'}: no fact is of a section that include and exclude leave: {sorted(titles)[:8]}."
         )
     return used, [fact for fact in facts if fact.section not in titles]
 
 
-def _title(sections: Sequence[Section]) -> str:
+def titles_of_sections(sections: Sequence[Section]) -> dict[str, str]:
+    """By section title, what its document is about; of sections that share a title, the first one's."""
+    titles: dict[str, str] = {}
+    for section in sections:
+        titles.setdefault(section.title, document_title([section]))
+    return titles
+
+
+def document_title(sections: Sequence[Section]) -> str:
+    """What the documents are about: the first heading, or the first file's name."""
     first = sections[0]
     return first.heading_path[0] if first.heading_path else Path(first.document).stem
 

@@ -44,6 +44,13 @@ def report_json(
     if knowledge.selection.evaluate_kept_out:
         rows.append(_row("base/kept-out", before.answers["/kept-out"], {}, recipe.seed))
         rows.append(_row(f"{name}/kept-out", after.answers["/kept-out"], {}, recipe.seed))
+    if knowledge.known is not None:
+        for row, records in (("base", before.answers[""]), (name, after.answers[""])):
+            parts = {True: "known", False: "new"}
+            for is_known, part in parts.items():
+                chosen = [r for r in records if (r.source in knowledge.known) == is_known]
+                if chosen:
+                    rows.append(_row(f"{row}/{part}", chosen, {}, recipe.seed))
     return {
         "kind": "inject",
         "model": recipe.model,

@@ -72,7 +72,7 @@ class Display:
 
         def advance(done: int, total: int, note: str = "") -> None:
             nonlocal last
-            if done == total or time.monotonic() - last > PLAIN_EVERY_S:
+            if 0 < done == total or time.monotonic() - last > PLAIN_EVERY_S:
                 last = time.monotonic()
                 self.say(f"{title}: {done}/{total}, {note or rate.note(done, total)}")
 

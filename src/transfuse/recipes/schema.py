@@ -4,12 +4,18 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from transfuse.errors import RecipeError
+from transfuse.generate import settings as generator_settings
+from transfuse.generate.settings import GeneratorSettings
+from transfuse.inject.fact_writing import FactSettings
+from transfuse.inject.pair_settings import PairSettings
+from transfuse.inject.prompt_distillation import DistillationSettings
 from transfuse.inject.records import RecordSettings
 from transfuse.io.precision import Precision
 from transfuse.train.settings import TrainSettings
@@ -27,6 +33,34 @@ class EvaluateSettings(StrictModel):
     """Texts for bits per byte, by name: JSONL of `{"text"}`; none means those that come with the package."""
 
 
+class ProbeSettings(StrictModel):
+    """What the model knows already, asked before training."""
+
+    n_questions: NonNegativeInt = 0
+    """Training questions of each fact put to the untouched model; it knows a fact if it answers half of them. 0
+    asks nothing. Basis `fact` only."""
+    known_scale: PositiveInt = 1
+    """N of the facts that it knows."""
+
+
+class CoverageSettings(StrictModel):
+    """How it is found which facts the training pairs carry."""
+
+    embedder: str | None = "minilm-l6-v2"
+    """Embedding model: a sentence-transformers folder, a Hub id, or the packaged `minilm-l6-v2` (extra
+    `embeddings`); none leaves similarity out."""
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Written questions whose cosine to an earlier one of the same fact or section is at least this are dropped;
+    none compares wordings only."""
+
+
+class WritingSettings(StrictModel):
+    """How a generator turns documents into facts, and facts into questions."""
+
+    facts: FactSettings = FactSettings()
+    pairs: PairSettings = PairSettings()
+
+
 class InjectRecipe(StrictModel):
     """Teach a model a document."""
 
@@ -41,10 +75,15 @@ class InjectRecipe(StrictModel):
     """Patterns of sections to use, matched against heading paths; none means all."""
     exclude: list[str] = []
     """Patterns of sections to leave out."""
-    facts: Path
-    """JSONL of facts."""
-    qa: Path
-    """JSONL of questions and answers."""
+    facts: Path | None = None
+    """JSONL of facts; none has the generator break the documents into facts."""
+    qa: Path | None = None
+    """JSONL of questions and answers; none has the generator write them."""
+    generator: GeneratorSettings | None = None
+    """Who writes what is not given as a file."""
+    writing: WritingSettings = WritingSettings()
+    method: Literal["sft", "prompt-distillation"] = "sft"
+    """Learn the answers of the pairs, or what the model itself says of the questions with the section before it."""
     basis: Basis = "fact"
     """Which pairs to use: N questions a fact, or N times the section's tokens."""
     scale: PositiveInt = 10
@@ -54,16 +93,40 @@ class InjectRecipe(StrictModel):
     precision: Precision = "auto"
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
+    probe: ProbeSettings = ProbeSettings()
     records: RecordSettings = RecordSettings()
+    distillation: DistillationSettings = DistillationSettings()
     train: TrainSettings = TrainSettings()
+    coverage: CoverageSettings = CoverageSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _knowledge_has_a_source(self) -> "InjectRecipe":
+        if self.qa is not None and self.facts is None:
+            raise ValueError("qa is given without facts, which its rows name; give both files")
+        if self.qa is None and self.generator is None:
+            raise ValueError(
+                "expected facts and questions, or someone to write them; give both files (--facts FILE --qa FILE), "
+                "or a generator (--generator openai:MODEL@URL, or a model reference such as smollm2-135m)"
+            )
+        if self.writing.pairs.paraphrases and not self.records.fact_texts:
+            raise ValueError(
+                "writing.pairs.paraphrases are learned as texts; set records.fact_texts as well, to how many of each "
+                "fact's wordings to learn"
+            )
+        if self.probe.n_questions and self.basis == "token":
+            raise ValueError("probe.n_questions asks fact by fact; use it with basis 'fact'")
+        return self
 
 
 Recipe = InjectRecipe
 """Every kind of recipe; told apart by `kind`."""
 
 _RECIPES: dict[str, type[Recipe]] = {"inject": InjectRecipe}
-_PATHS = ("documents", "facts", "qa", "records.replay_texts")
+_PATHS = ("documents", "facts", "qa", "records.replay_texts", "records.chats")
+
+WITHOUT_EFFECT = frozenset(f"generator.{name}" for name in generator_settings.WITHOUT_EFFECT)
+"""Keys that change no result; a run may go on with others."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -126,21 +189,22 @@ def _complaints(err: ValidationError, where: str) -> str:
     lines: list[str] = []
     for error in err.errors():
         name = ".".join(str(part) for part in error["loc"])
+        at = f"{where}: {name}" if name else where
         if error["type"] == "missing":
             hint = (
                 ": a run without a seed cannot be repeated; add one, such as `seed: 17`"
                 if name == "seed"
                 else ""
             )
-            lines.append(f"{where}: {name}: is missing{hint}")
+            lines.append(f"{at}: is missing{hint}")
         elif error["type"] == "extra_forbidden":
             near = get_close_matches(name, _field_names(_RECIPES["inject"]), n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`docs/recipes.md` lists the known ones"
-            lines.append(f"{where}: {name}: unknown key; {hint}")
+            lines.append(f"{at}: unknown key; {hint}")
         elif error["type"] == "value_error" and "ctx" in error:  # our own: says what came by itself
-            lines.append(f"{where}: {name}: {error['ctx']['error']}")
+            lines.append(f"{at}: {error['ctx']['error']}")
         else:
-            lines.append(f"{where}: {name}: {error['msg']}, got {error['input']!r}")
+            lines.append(f"{at}: {error['msg']}, got {error['input']!r}")
     return "\n".join(lines)
 
 
@@ -149,9 +213,17 @@ def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
     names: list[str] = []
     for name, field in kind.model_fields.items():
         names.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _field_names(field.annotation, f"{prefix}{name}.")
+        if inner := settings_class(field):
+            names += _field_names(inner, f"{prefix}{name}.")
     return names
+
+
+def settings_class(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a group of keys, also of one that may be none; None where the field is a single key."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -192,9 +264,13 @@ _Loader.add_implicit_resolver(
 
 def _absolute(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe absolute, in place; a model is a path where there is such a file or folder."""
-    model = tree.get("model")
-    if isinstance(model, str) and model and (folder / Path(model).expanduser()).exists():
-        tree["model"] = str(folder / Path(model).expanduser())
+    groups = {"model": tree, "reference": tree.get("generator"), "embedder": tree.get("coverage")}
+    for name, group in groups.items():
+        value = group.get(name) if isinstance(group, dict) else None
+        if isinstance(group, dict) and isinstance(value, str) and value:
+            lead = "recorded:" if value.startswith("recorded:") else ""
+            path = folder / Path(value.removeprefix(lead)).expanduser()
+            group[name] = f"{lead}{path}" if lead or path.exists() else value
     for name in _PATHS:
         branch: Any = tree
         *path, leaf = name.split(".")

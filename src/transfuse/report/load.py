@@ -89,6 +89,15 @@ class FactResult(ReportPart):
     kept_out: bool = False
     """True where the fact was left out of training, as a control."""
     n_train_questions: int | None = None
+    fate: str | None = None
+    """Whether its questions could be written: covered, short, skipped or failed; None where they were given."""
+    fate_reason: str = ""
+    known: bool | None = None
+    """Whether the untouched model answered its probe; None where it was not asked."""
+    n_by_answer: int | None = None
+    """Training pairs that carry it, by the answer standing in it."""
+    n_by_similarity: int | None = None
+    """Training pairs that carry it, by embedding similarity; None where none was measured."""
     items: list[Item] = Field(default_factory=list)
 
 
@@ -108,6 +117,55 @@ class DroppedThing(ReportPart):
     kind: str
     what: str
     reason: str
+
+
+class AskedCounts(ReportPart):
+    """What one writing stage asked of its generator."""
+
+    n_asked: int = 0
+    n_cached: int = 0
+    """Answered from the cache, at no cost."""
+    n_sent: int = 0
+    n_failed: int = 0
+    n_prompt_tokens: int = 0
+    n_reply_tokens: int = 0
+
+
+class SentenceWithoutFact(ReportPart):
+    """A sentence of the documents that gave no fact."""
+
+    section: str
+    text: str
+    reason: str
+
+
+class Writing(ReportPart):
+    """How a generator turned the documents into facts and questions."""
+
+    generator: str
+    stages: dict[str, AskedCounts] = Field(default_factory=dict)
+    cost: float | None = None
+    """At the prices given."""
+    n_sentences: int = 0
+    sentences_without_fact: list[SentenceWithoutFact] = Field(default_factory=list)
+    fates: dict[str, int] = Field(default_factory=dict)
+    """How many facts (basis `token`: sections) came to each fate."""
+    n_pairs: int = 0
+    """Pairs that passed every check."""
+    n_dropped_pairs: int = 0
+    drop_reasons: dict[str, int] = Field(default_factory=dict)
+
+
+class Coverage(ReportPart):
+    """Which facts the training pairs carry."""
+
+    n_facts: int = 0
+    n_by_answer: int = 0
+    """Facts that at least one pair carries, by the answer standing in the fact."""
+    n_by_similarity: int | None = None
+    embedder: str | None = None
+    note: str = ""
+    """Why there is no similarity, where there is none."""
 
 
 class Result(ReportPart):
@@ -136,6 +194,9 @@ class Report(ReportPart):
     hardware: str | None = None
     command: str | None = None
     training: Training | None = None
+    writing: Writing | None = None
+    """None where facts and questions were given as files."""
+    coverage: Coverage | None = None
     facts: list[FactResult] = Field(default_factory=list)
     sections: list[SectionSummary] = Field(default_factory=list)
     dropped: list[DroppedThing] = Field(default_factory=list)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from transfuse.errors import RunFolderError
 from transfuse.report import wording
 from transfuse.report.load import FactResult, Report, read_report
-from transfuse.report.plots import metrics_chart, training_chart
+from transfuse.report.plots import metrics_chart, questions_per_fact_plot, training_chart
 from transfuse.report.verdict import (
     AFTER_ROWS,
     COUNTING_RULES,
@@ -74,6 +74,8 @@ def page_html(report: Report) -> str:
             # The two charts are made here, with every text in them escaped by matplotlib.
             metrics_chart=Markup(metrics_chart(report)),  # noqa: S704
             training_chart=Markup(training_chart(report.training.curve if report.training else [])),  # noqa: S704
+            coverage_chart=Markup(_coverage_chart(report)),  # noqa: S704
+            uncovered=[fact for fact in report.facts if fact.n_by_answer == 0 and not fact.kept_out],
             sections=_facts_by_section(report),
             outcomes=_outcome_counts(report),
             answer_columns=_answer_columns(report),
@@ -135,6 +137,14 @@ def _outcome_counts(report: Report) -> dict[Outcome, int]:
     """How many facts came to each outcome, in a fixed order, without those that none came to."""
     found = [fact_outcome(fact, after_row(report)) for fact in report.facts]
     return {outcome: found.count(outcome) for outcome in OUTCOME_LABELS if outcome in found}
+
+
+def _coverage_chart(report: Report) -> str:
+    """Training questions per fact; empty where none were counted."""
+    trained = [fact for fact in report.facts if fact.n_by_answer is not None and not fact.kept_out]
+    by_answer = [fact.n_by_answer or 0 for fact in trained]
+    by_similarity = [fact.n_by_similarity for fact in trained if fact.n_by_similarity is not None]
+    return questions_per_fact_plot(by_answer, by_similarity if len(by_similarity) == len(trained) else None)
 
 
 def _answer_columns(report: Report) -> dict[str, str]:

@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 from transfuse.report.load import CurvePoint, MetricValue, Report
@@ -17,6 +18,8 @@ WIDTH_IN = 5.0
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b")
 """Apart for colour-blind readers too (after Okabe and Ito), and dark enough on white."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
+_N_SEPARATE_BARS = 200
+"""Up to this many bars there is room for gaps between them."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "transfuse",
@@ -106,6 +109,45 @@ def training_chart(curve: Sequence[CurvePoint]) -> str:
         return _svg(figure, "training", label)
 
 
+def questions_per_fact_plot(by_answer: Sequence[int], by_similarity: Sequence[int] | None = None) -> str:
+    """How many questions carry each fact, a bar a fact, each series sorted by itself.
+
+    Args:
+        by_answer: questions per fact, counted by answer match, in any order.
+        by_similarity: the same counted by embedding similarity; None leaves it out.
+
+    Returns:
+        An `<svg>` element; empty where there is no fact.
+    """
+    counts = {"By answer match": by_answer, "By embedding similarity": by_similarity or ()}
+    panels = {label: sorted(numbers, reverse=True) for label, numbers in counts.items() if len(numbers)}
+    if not panels:
+        return ""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 0.4 + 1.35 * len(panels)), layout="constrained")
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, sharey=True)
+        for axes, colour, (label, numbers) in zip(grid[:, 0], COLOURS[1:], panels.items(), strict=False):
+            if len(numbers) <= _N_SEPARATE_BARS:
+                axes.bar(range(1, len(numbers) + 1), numbers, width=0.75, color=colour)
+            else:
+                steps = [(number, len(list(same))) for number, same in groupby(numbers)]
+                edges = list(accumulate((n for _, n in steps), initial=0.5))
+                axes.stairs([number for number, _ in steps], edges, fill=True, color=colour)
+            axes.set_title(f"{label}: {_without_question(numbers)}", loc="left", fontsize=9)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+            axes.set_ylim(0, max(1, *(max(numbers) for numbers in panels.values())) * 1.05)
+            axes.grid(axis="y")
+        grid[-1, 0].set_xlim(0.5, max(map(len, panels.values())) + 0.5)
+        grid[-1, 0].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        grid[-1, 0].set_xlabel("facts, most questions first")
+        figure.supylabel("questions", fontsize=9)
+        return _svg(figure, "coverage", "Questions that carry each fact, most first")
+
+
 def smoothed(values: Sequence[float]) -> list[float]:
     """Centred moving mean over a twentieth of the values, narrower near both ends.
 
@@ -122,6 +164,11 @@ def smoothed(values: Sequence[float]) -> list[float]:
         window = values[i - near : i + near + 1]
         means.append(sum(window) / len(window))
     return means
+
+
+def _without_question(numbers: Sequence[int]) -> str:
+    n_without = sum(number == 0 for number in numbers)
+    return f"{n_without:,} of {len(numbers):,} facts without a question"
 
 
 def _is_drawable(estimate: MetricValue | None) -> bool:

@@ -36,9 +36,22 @@ ROW_MEANINGS = {
     "base/kept-out": "the model as it was, on facts that no training record mentions",
     "adapter/kept-out": "with the adapter, on those same facts: a control, to stay near the base model",
     "model/kept-out": "fine-tuned, on those same facts: a control, to stay near the base model",
+    "base/known": "the model as it was, on facts that its answers to the probe showed it to know",
+    "base/new": "the model as it was, on the other facts",
+    "adapter/known": "with the adapter, on facts that were known before",
+    "adapter/new": "with the adapter, on facts that were new",
+    "model/known": "fine-tuned, on facts that were known before",
+    "model/new": "fine-tuned, on facts that were new",
     "rag": "the model as it was, given the passages that a search found",
     "oracle": "the model as it was, with the right section of the document in its context",
     "adapter+rag": "with the adapter and the passages that a search found",
+}
+
+FATE_MEANINGS = {
+    "covered": "as many verified questions as asked for, and one to measure with",
+    "short": "some verified questions, but fewer than asked for",
+    "skipped": "the generator gave a reason to ask nothing about it",
+    "failed": "no verified question; the reason stands with the fact",
 }
 
 _SHARE_METRICS = frozenset({"exact_match", "f1", "contains", "gold_recall", "judge", "accuracy"})

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from transfuse.train.soft_targets import SoftPart, SoftTargets, soft_part
+
 MIN_SHARED_TOKENS = 8
 """Rows that begin with at least this many equal tokens share their computation."""
 
@@ -25,13 +27,25 @@ class TrainingRow(NamedTuple):
     """How many of the learned tokens, the first ones, belong to the question."""
     question_weight: float = 1.0
     """Weight of their loss; an answer's token weighs 1."""
+    soft: SoftTargets | None = None
+    """What a teacher says at each learned position; none learns the tokens alone."""
+
+    @property
+    def n_learned(self) -> int:
+        """Number of learned tokens."""
+        return len(self.token_ids) - self.n_prompt
 
     @property
     def weights(self) -> list[float]:
         """Weight of each learned token's loss."""
-        return [self.question_weight] * self.n_question + [1.0] * (
-            len(self.token_ids) - self.n_prompt - self.n_question
-        )
+        return [self.question_weight] * self.n_question + [1.0] * (self.n_learned - self.n_question)
+
+    @property
+    def hard_weights(self) -> list[float]:
+        """Weight of each learned token as its own target, the teacher's share taken off."""
+        if self.soft is None:
+            return self.weights
+        return [self.soft.hard_weight * weight for weight in self.weights]
 
 
 class TrainingPass(NamedTuple):
@@ -44,6 +58,8 @@ class TrainingPass(NamedTuple):
     target_positions: Int[Tensor, " targets"]
     target_ids: Int[Tensor, " targets"]
     target_weights: Float[Tensor, " targets"]
+    soft: SoftPart | None = None
+    """None where no row of the pass has soft targets."""
 
 
 class _Group(NamedTuple):
@@ -94,9 +110,9 @@ def padded_passes(rows: Sequence[TrainingRow], max_tokens: int, pad_id: int) -> 
         pad_id: token that fills up; never attended to.
 
     Returns:
-        Passes that hold every row once.
+        Passes that hold every row once, with their targets in `padded_order`.
     """
-    ranked = sorted(rows, key=lambda row: len(row.token_ids))
+    ranked = [rows[index] for index in padded_order(rows)]
     passes: list[TrainingPass] = []
     start = 0
     for end in range(1, len(ranked) + 1):
@@ -118,7 +134,7 @@ def packed_passes(rows: Sequence[TrainingRow], max_tokens: int) -> list[Training
         max_tokens: tokens of a pass.
 
     Returns:
-        Passes of batch size 1 that hold every row once.
+        Passes of batch size 1 that hold every row once, with their targets in `packed_order`.
     """
     passes: list[TrainingPass] = []
     pending: list[_Group] = []
@@ -131,6 +147,16 @@ def packed_passes(rows: Sequence[TrainingRow], max_tokens: int) -> list[Training
     return [*passes, _packed(pending)]
 
 
+def padded_order(rows: Sequence[TrainingRow]) -> list[int]:
+    """Indices of rows in the order in which `padded_passes` takes them: by length."""
+    return sorted(range(len(rows)), key=lambda index: len(rows[index].token_ids))
+
+
+def packed_order(rows: Sequence[TrainingRow]) -> list[int]:
+    """Indices of rows in the order in which `packed_passes` takes them: by their tokens."""
+    return sorted(range(len(rows)), key=lambda index: rows[index].token_ids)
+
+
 def probe_rows(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
     """A few short rows on which to try packing: two that share a beginning, where any do, and two more."""
     by_length = sorted(rows, key=lambda row: len(row.token_ids))
@@ -141,7 +167,7 @@ def probe_rows(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
 
 def _groups(rows: Sequence[TrainingRow]) -> list[_Group]:
     """Rows in lexicographic order, cut where neighbours begin differently."""
-    ranked = sorted(rows, key=lambda row: row.token_ids)
+    ranked = [rows[index] for index in packed_order(rows)]
     groups: list[_Group] = []
     members, shared = [ranked[0]], ranked[0].n_prompt - 1
     for before, row in pairwise(ranked):
@@ -189,7 +215,7 @@ def _packed(groups: Sequence[_Group]) -> TrainingPass:
                 learned = range(row.n_prompt - group.n_shared, len(ids))
                 targets += [
                     (len(token_ids) + i - 1, ids[i], weight)
-                    for i, weight in zip(learned, row.weights, strict=True)
+                    for i, weight in zip(learned, row.hard_weights, strict=True)
                 ]
             token_ids += ids
             positions += range(first, first + len(ids))
@@ -197,7 +223,8 @@ def _packed(groups: Sequence[_Group]) -> TrainingPass:
             group_of += [n_group] * len(ids)
             group_of_shared += [n_group if is_shared else -1] * len(ids)
             n_rows += 1
-    return _pass_of(token_ids, positions, targets, _visible(row_of, group_of, group_of_shared))
+    soft = soft_part([(row.soft, row.weights) for group in groups for row in group.rows])
+    return _pass_of(token_ids, positions, targets, _visible(row_of, group_of, group_of_shared), soft)
 
 
 def _visible(row_of: list[int], group_of: list[int], group_of_shared: list[int]) -> Bool[Tensor, "pos pos"]:
@@ -211,6 +238,7 @@ def _pass_of(
     positions: list[int],
     targets: list[tuple[int, int, float]],
     visible: Bool[Tensor, "pos pos"],
+    soft: SoftPart | None,
 ) -> TrainingPass:
     where, what, weights = zip(*targets, strict=True)
     return TrainingPass(
@@ -221,6 +249,7 @@ def _pass_of(
         target_positions=torch.tensor(where),
         target_ids=torch.tensor(what),
         target_weights=torch.tensor(weights),
+        soft=soft,
     )
 
 
@@ -235,7 +264,7 @@ def _padded(rows: Sequence[TrainingRow], pad_id: int) -> TrainingPass:
         input_ids[n_row, :n_tokens] = torch.tensor(row.token_ids)
         attention_mask[n_row, :n_tokens] = 1
         targets += [(n_row, i - 1, row.token_ids[i]) for i in range(row.n_prompt, n_tokens)]
-        weights += row.weights
+        weights += row.hard_weights
     target_rows, target_positions, target_ids = torch.tensor(targets).unbind(dim=1)
     return TrainingPass(
         input_ids=input_ids,
@@ -245,4 +274,5 @@ def _padded(rows: Sequence[TrainingRow], pad_id: int) -> TrainingPass:
         target_positions=target_positions,
         target_ids=target_ids,
         target_weights=torch.tensor(weights),
+        soft=soft_part([(row.soft, row.weights) for row in rows]),
     )

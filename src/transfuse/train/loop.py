@@ -25,17 +25,11 @@ from transfuse.train.batches import (
     packed_passes,
     padded_passes,
     plan_epoch,
-    probe_rows,
 )
 from transfuse.train.checkpoints import load_checkpoint, save_checkpoint
-from transfuse.train.objective import (
-    PACKING_TOLERANCE_NATS,
-    AnswerLoss,
-    move_pass,
-    packing_difference_nats,
-    window_tokens,
-)
+from transfuse.train.objective import AnswerLoss, move_pass, why_not_packed
 from transfuse.train.settings import TrainSettings
+from transfuse.train.soft_targets import refuse_uneven_targets
 from transfuse.train.trackers import Trackers
 
 
@@ -46,7 +40,7 @@ class StepLog:
     step: int
     epoch: float
     loss: float
-    """Nats per learned token, weighted."""
+    """Nats per learned token, weighted; of soft targets the divergence from the teacher."""
     learning_rate: float
     grad_norm: float
     tokens: int
@@ -115,13 +109,15 @@ def train(
         Counts, seconds and the curve; the model is left in evaluation mode.
 
     Raises:
-        TrainingError: no rows, or the loss is not finite (the last good checkpoint stays in `folder`).
+        TrainingError: no rows, soft targets that do not fit theirs, or the loss is not finite (the last good
+            checkpoint stays in `folder`).
         RunFolderError: the checkpoint cannot be written.
     """
     if not rows:
         raise TrainingError(
             "expected training rows, got none; check the scale, the kept-out share and max_length_tokens."
         )
+    refuse_uneven_targets([(row.n_learned, row.soft) for row in rows])
     accelerator = Accelerator(mixed_precision="no", cpu=_device_of(model).type == "cpu")
     run = _Run(model, rows, settings, seed, compute_dtype, pad_id, folder, accelerator)
     trackers = Trackers(
@@ -280,10 +276,10 @@ class _Run:
         for n_pass, (batch, weight) in enumerate(passes):
             is_last = n_pass == len(passes) - 1
             with nullcontext() if is_last else accelerator.no_sync(self._objective):
-                nll_nats: Tensor = self._objective(**move_pass(batch, accelerator.device)) * weight
+                loss_nats: Tensor = self._objective(**move_pass(batch, accelerator.device)) * weight
                 # Data-parallel engines average gradients over processes; the mean here is over all targets.
-                accelerator.backward(nll_nats * (accelerator.num_processes / total_weight))
-            total += nll_nats.detach()
+                accelerator.backward(loss_nats * (accelerator.num_processes / total_weight))
+            total += loss_nats.detach()
         summed = accelerator.reduce(total, reduction="sum")
         return float(summed) / total_weight  # type: ignore[arg-type]
 
@@ -325,17 +321,9 @@ def _choose_packing(
     """Whether rows are packed, tried out on the model itself; and a warning where `auto` falls back."""
     if settings.packing == "off":
         return False, []
-    base: Any = getattr(objective.model, "get_base_model", lambda: objective.model)()
-    window = window_tokens(base)
-    longest = max(len(row.token_ids) for row in rows)
-    if window is not None and longest > window:
-        reason = f"the longest record has {longest} tokens, the model's sliding window {window}"
-    else:
-        sample = probe_rows(rows)
-        difference = packing_difference_nats(objective, sample, pad_id, device) if len(sample) > 1 else 0.0
-        if difference <= PACKING_TOLERANCE_NATS:
-            return True, []
-        reason = f"packed and padded losses of the same records differ by {difference:.3g} nats a token"
+    reason = why_not_packed(objective, rows, pad_id, device)
+    if not reason:
+        return True, []
     if settings.packing == "on":
         raise TrainingError(f"train.packing is 'on', but {reason}; set it to auto or off.")
     return False, [f"Records were not packed: {reason}."]

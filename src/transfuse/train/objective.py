@@ -2,14 +2,16 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from transfuse.train.batches import TrainingPass, TrainingRow, packed_passes, padded_passes
+from transfuse.tensors.sparse_targets import sparse_forward_kl
+from transfuse.train.batches import TrainingPass, TrainingRow, packed_passes, padded_passes, probe_rows
+from transfuse.train.soft_targets import SoftPart
 
 PACKING_TOLERANCE_NATS = 0.02
 """Greatest difference of mean loss between packed and padded rows that rounding in bfloat16 explains."""
@@ -35,8 +37,27 @@ class AnswerLoss(nn.Module):
         target_positions: Int[Tensor, " targets"],
         target_ids: Int[Tensor, " targets"],
         target_weights: Float[Tensor, " targets"],
+        soft: SoftPart | None = None,
     ) -> Float[Tensor, ""]:
-        """Weighted sum of the targets' negative log-likelihoods, in nats.
+        """Weighted sum of the targets' negative log-likelihoods and divergences from soft targets, in nats."""
+        logits = self.target_logits(
+            input_ids, position_ids, attention_mask, target_rows, target_positions
+        ).float()
+        loss = nn.functional.cross_entropy(logits, target_ids, reduction="none") @ target_weights
+        if soft is None:
+            return loss
+        tempered = logits[soft.targets] / soft.temperatures[:, None]
+        return loss + sparse_forward_kl(soft.token_ids, soft.log_probs, tempered) @ soft.weights
+
+    def target_logits(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        position_ids: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch 1 pos pos"] | Int[Tensor, "batch pos"],
+        target_rows: Int[Tensor, " targets"],
+        target_positions: Int[Tensor, " targets"],
+    ) -> Float[Tensor, "targets vocab"]:
+        """The logits that predict the targets.
 
         The output head runs only at positions that predict a target, so no full logits exist.
         """
@@ -52,13 +73,35 @@ class AnswerLoss(nn.Module):
                 use_cache=False,
                 **extra,
             )
-        logits = output.logits[target_rows, inverse if self._keeps_logits else target_positions]
-        return nn.functional.cross_entropy(logits.float(), target_ids, reduction="none") @ target_weights
+        return output.logits[target_rows, inverse if self._keeps_logits else target_positions]
 
 
-def move_pass(batch: TrainingPass, device: torch.device) -> dict[str, Tensor]:
+def move_pass(batch: TrainingPass, device: torch.device) -> dict[str, Any]:
     """The pass as keyword arguments of `AnswerLoss`, on a device."""
-    return {name: value.to(device, non_blocking=True) for name, value in batch._asdict().items()}
+    moved: dict[str, Any] = {
+        name: part.to(device, non_blocking=True)
+        for name, part in batch._asdict().items()
+        if isinstance(part, Tensor)
+    }
+    if batch.soft is not None:
+        moved["soft"] = SoftPart(*(part.to(device, non_blocking=True) for part in batch.soft))
+    return moved
+
+
+def why_not_packed(
+    objective: AnswerLoss, rows: Sequence[TrainingRow], pad_id: int, device: torch.device
+) -> str:
+    """Why rows cannot be packed for a model, tried out on the model itself; empty where they can."""
+    base: Any = getattr(objective.model, "get_base_model", lambda: objective.model)()
+    window = window_tokens(base)
+    longest = max(len(row.token_ids) for row in rows)
+    if window is not None and longest > window:
+        return f"the longest record has {longest} tokens, the model's sliding window {window}"
+    sample = probe_rows(rows)
+    difference = packing_difference_nats(objective, sample, pad_id, device) if len(sample) > 1 else 0.0
+    if difference <= PACKING_TOLERANCE_NATS:
+        return ""
+    return f"packed and padded losses of the same records differ by {difference:.3g} nats a token"
 
 
 def packing_difference_nats(
