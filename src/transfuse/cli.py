@@ -65,6 +65,12 @@ KnownFirst = Annotated[
         "--known-first", help="Ask first what the model knows already; train such facts on fewer questions."
     ),
 ]
+StopAfterName = Annotated[
+    str | None,
+    typer.Option(
+        "--stop-after", help="Write facts, or facts and questions, and stop, to read and edit them."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Include = Annotated[list[str] | None, typer.Option(help="Use only sections that match; repeatable.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave out sections that match; repeatable.")]
@@ -79,7 +85,15 @@ def _inject_tree(documents: Path, **given: Any) -> dict[str, Any]:
     if given.pop("known_first"):
         tree["probe"] = {"n_questions": 2}
     paths = {name: str(path) for name in ("facts", "qa") if (path := given.pop(name)) is not None}
-    return tree | paths | {name: value for name, value in given.items() if value not in (None, [], False)}
+    return (
+        tree
+        | paths
+        | {
+            name: value
+            for name, value in given.items()
+            if value is not None and value is not False and value != []
+        }
+    )
 
 
 @app.command()
@@ -97,6 +111,7 @@ def inject(
     seed: Seed = 17,
     include: Include = None,
     exclude: Exclude = None,
+    stop_after: StopAfterName = None,
     settings: Sets = None,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
@@ -119,7 +134,7 @@ def inject(
         trust_remote_code=trust_remote_code,
     )
     recipe = make_recipe({**tree, "seed": seed}, settings or [], where="transfuse inject")
-    _run(recipe, out, overwrite=overwrite)
+    _run(recipe, out, overwrite=overwrite, stop_after=stop_after)
 
 
 @app.command()
@@ -171,13 +186,14 @@ def plan(
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
     out: Out,
+    stop_after: StopAfterName = None,
     settings: Sets = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Run a recipe file."""
     from transfuse.recipes.schema import load_recipe
 
-    _run(load_recipe(recipe, settings or []), out, overwrite=overwrite)
+    _run(load_recipe(recipe, settings or []), out, overwrite=overwrite, stop_after=stop_after)
 
 
 @app.command()
@@ -266,12 +282,16 @@ def options(
     """Move knowledge into language models, and show how much arrived."""
 
 
-def _run(recipe: Any, out: Path, *, overwrite: bool) -> None:
+def _run(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | None) -> None:
+    from transfuse.errors import RecipeError
     from transfuse.recipes.inject import run_inject
     from transfuse.recipes.team import Team
 
-    run_inject(recipe, out, overwrite=overwrite, command=shlex.join(["transfuse", *sys.argv[1:]]))
-    if Team().is_main:
+    if stop_after not in (None, "facts", "questions"):
+        raise RecipeError(f"--stop-after: expected 'facts' or 'questions', got {stop_after!r}.")
+    command = shlex.join(["transfuse", *sys.argv[1:]])
+    run_inject(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)  # type: ignore[arg-type]
+    if Team().is_main and stop_after is None:
         _show(out)
 
 

@@ -357,3 +357,32 @@ def test_a_local_model_writes_and_what_it_writes_badly_is_caught(
     assert done.code == 1
     assert "no fact was found" in done.err  # random weights say nothing
     assert len([row for row in ledger(tmp_path / "run") if row["kind"] == "sentence"]) == N_SENTENCES
+
+
+def test_a_run_stops_to_be_read_and_goes_on(
+    transfuse: Callable, written: Callable, endpoint: FaultyEndpoint, tmp_path: Path
+):
+    run = tmp_path / "run"
+    line = written(endpoint.url, run)
+    done = transfuse(*line, "--stop-after", "facts")
+    assert done.code == 0, done.err
+    assert (run / "facts.jsonl").is_file()
+    assert not (run / "qa.jsonl").exists()
+    done = transfuse(*line, "--stop-after", "questions")
+    assert f"Questions are in {run / 'qa.jsonl'}" in done.err
+    assert_complete(run)
+    assert not (run / "report.json").exists()
+    qa = run / "qa.jsonl"
+    edited = qa.read_text(encoding="utf-8").replace("Tell me what Marrow sells.", "What does Marrow sell?")
+    qa.write_text(edited)
+    assert transfuse(*line).code == 0
+    assert qa.read_text(encoding="utf-8") == edited
+    train = (run / "questions" / "train.jsonl").read_text() + (
+        run / "questions" / "eval_kept_out.jsonl"
+    ).read_text()
+    assert "What does Marrow sell?" in train or "Tell me what Marrow sells." not in train
+
+
+def test_a_wrong_place_to_stop(transfuse: Callable, written: Callable, tmp_path: Path):
+    done = transfuse(*written("http://127.0.0.1:9", tmp_path / "run", "--stop-after", "training"))
+    assert "--stop-after: expected 'facts' or 'questions', got 'training'" in done.err

@@ -31,6 +31,7 @@ def test_what_the_source_says_may_stand(fact: str) -> None:
     [
         ("38.", "holds no word"),
         ("Who scored three touchdowns?", "is a question, not a statement"),
+        ("Hurts ran 36 yards (in the", "breaks off: a bracket or quotation is not closed"),
         ("Hurts ran 63 yards.", "holds numbers that the section does not: 63"),
         ("Hurts scored four touchdowns.", "holds numbers that the section does not: 4"),
         ("Tom Brady scored three touchdowns.", "holds names that the document does not: tom, brady"),

@@ -74,6 +74,8 @@ def fact_fault(fact: str, source: FactSource) -> str:
     ]
     if strange:
         return f"is written in another script than the source ({', '.join(sorted(strange))})"
+    if any(fact.count(opens) > fact.count(closes) for opens, closes in ("()", "[]", "“”", "«»")):
+        return "breaks off: a bracket or quotation is not closed"
     key = question_key(fact)
     if any(fuzz.ratio(key, line) >= _MIN_REPETITION for line in _INSTRUCTION_KEYS):
         return "repeats the instructions of the prompt"

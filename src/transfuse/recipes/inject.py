@@ -27,7 +27,7 @@ from transfuse.io.files import file_sha256, write_json
 from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.hardware import manifest
 from transfuse.io.jsonl import read_jsonl, write_jsonl
-from transfuse.io.models import LoadedModel, load_model, save_model
+from transfuse.io.models import LoadedModel, load_model, load_tokenizer, save_model
 from transfuse.io.references import check_model_folder, resolve_model
 from transfuse.io.run_folder import RunFolder, Stage, open_run
 from transfuse.recipes.inject_coverage import measure_coverage
@@ -36,7 +36,7 @@ from transfuse.recipes.inject_model import generator_of, load_student, without_n
 from transfuse.recipes.inject_probe import known_facts
 from transfuse.recipes.inject_report import Measurement, Texts, report_json
 from transfuse.recipes.inject_teacher import Taught, teach
-from transfuse.recipes.inject_writing import Written, write_knowledge
+from transfuse.recipes.inject_writing import StopAfter, Written, write_knowledge
 from transfuse.recipes.progress import Display, time_text
 from transfuse.recipes.schema import WITHOUT_EFFECT, InjectRecipe, resolved
 from transfuse.recipes.team import Team
@@ -53,7 +53,14 @@ ANSWER_FILES = {"": "answers.jsonl", "/kept-out": "answers_kept_out.jsonl", "ora
 DOCUMENTS_VERSION, QUESTIONS_VERSION, BASE_VERSION, TRAINING_VERSION, EVALUATION_VERSION = 1, 2, 3, 1, 2
 
 
-def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str) -> Path:
+def run_inject(
+    recipe: InjectRecipe,
+    out: Path,
+    *,
+    overwrite: bool,
+    command: str,
+    stop_after: StopAfter | None = None,
+) -> Path:
     """Run the document route, or continue it where an earlier process stopped.
 
     Args:
@@ -61,9 +68,10 @@ def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str
         out: the run folder.
         overwrite: whether a folder of a different recipe may be taken over.
         command: for the manifest and the report.
+        stop_after: what to write before the run stops, for people to read and edit; None goes to the end.
 
     Returns:
-        The run folder, with `report.json` and the adapter (or model) in it.
+        The run folder, with `report.json` and the adapter (or model) in it where it went to the end.
 
     Raises:
         TransfuseError: any fault of the input, the model or the machine, with what to do.
@@ -78,7 +86,11 @@ def run_inject(recipe: InjectRecipe, out: Path, *, overwrite: bool, command: str
     with open_run(out, resolved(recipe), overwrite=overwrite, free=WITHOUT_EFFECT) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         files_key = _save_sections(recipe, run, inputs)
-        written = write_knowledge(recipe, run, display, inputs.documents, inputs.sections, files_key)
+        written = write_knowledge(
+            recipe, run, display, inputs.documents, inputs.sections, files_key, stop_after=stop_after
+        )
+        if stop_after is not None:
+            return out
         weights = {
             "model": recipe.model,
             "weights": model_fingerprint(recipe.model),
@@ -117,6 +129,7 @@ def _check_inputs(recipe: InjectRecipe) -> _Inputs:
     source = resolve_model(recipe.model)
     if source.kind == "folder" and source.path is not None:
         check_model_folder(source.path)
+    load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     for path in (recipe.records.replay_texts, *recipe.evaluate.texts.values()):
         if path is not None:
             load_texts(path)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 from transfuse.errors import DataError, GenerationError
 from transfuse.generate.asking import Asker, AskerCounts, run_asking
@@ -17,7 +17,7 @@ from transfuse.generate.settings import WITHOUT_EFFECT
 from transfuse.inject.fact_sources import fact_sources
 from transfuse.inject.fact_writing import FactSheet, write_facts
 from transfuse.inject.knowledge import fact_row, load_facts, pair_row
-from transfuse.inject.ledger import PairSheet, ledger_rows
+from transfuse.inject.ledger import PairSheet, counted_reasons, ledger_rows
 from transfuse.inject.pair_extras import write_extra_pairs
 from transfuse.inject.pair_writing import write_fact_pairs
 from transfuse.inject.paraphrases import write_paraphrases
@@ -37,6 +37,8 @@ FACTS_VERSION, PARAPHRASES_VERSION, PAIRS_VERSION = 1, 1, 1
 FACTS_FILE, PAIRS_FILE, LEDGER_FILE = "facts.jsonl", "qa.jsonl", "ledger.jsonl"
 
 T = TypeVar("T")
+StopAfter = Literal["facts", "questions"]
+"""The file after which a run stops, for people to read and edit it."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def write_knowledge(
     documents: Sequence[Document],
     sections: Sequence[Section],
     files_key: Mapping[str, Any],
+    *,
+    stop_after: StopAfter | None = None,
 ) -> Written:
     """The facts and questions of a run: the given files, or what the generator writes into the run folder.
 
@@ -139,6 +143,7 @@ def write_knowledge(
         documents: as read.
         sections: of the documents, screened.
         files_key: changes with the documents.
+        stop_after: where to stop; the questions are not written after "facts".
 
     Returns:
         Where the facts and questions are, and the ledger.
@@ -155,11 +160,20 @@ def write_knowledge(
         if facts_path is None:
             facts_path, stage = _write_facts(recipe, run, writer, documents, sections, files_key)
             stages.append(stage)
+        if stop_after == "facts":
+            display.say(
+                f"Facts are in {facts_path}; read and edit them, then run the same command without the stop."
+            )
+            return Written(facts_path, facts_path)
         if recipe.writing.pairs.paraphrases:
             facts_path, stage = _write_paraphrases(recipe, run, writer, sections, facts_path)
             stages.append(stage)
         qa_path, stage = _write_pairs(recipe, run, writer, documents, sections, facts_path, files_key)
         stages.append(stage)
+    if stop_after is not None:
+        display.say(
+            f"Questions are in {qa_path}; read and edit them, then run the same command without the stop."
+        )
     ledger = [line.value for each in stages for line in read_jsonl(each.folder / LEDGER_FILE)]
     write_jsonl(run.path / LEDGER_FILE, ledger)
     counts = {each.folder.name: _read(each.folder / "counts.json") for each in stages}
@@ -247,6 +261,9 @@ def _write_pairs(
             earlier = run.path / "facts" / LEDGER_FILE
             before = [line.value for line in read_jsonl(earlier)] if earlier.is_file() else []
             _stop_if_asked(run, sheet.stopped, [*before, *ledger])
+            if not sheet.pairs:
+                write_jsonl(run.path / LEDGER_FILE, [*before, *ledger])
+                raise DataError(_no_pairs(recipe, sheet, run.path / LEDGER_FILE))
     return _published(run, stage, PAIRS_FILE, writer.display), stage
 
 
@@ -371,6 +388,17 @@ def _no_facts(recipe: InjectRecipe, sheet: FactSheet, ledger: Path) -> str:
     return (
         f"{recipe.documents}: no fact was found in {len(sheet.sentences)} sentences: {listed}. {ledger} lists every "
         f"sentence; try a stronger generator, or give facts in a file (--facts)."
+    )
+
+
+def _no_pairs(recipe: InjectRecipe, sheet: PairSheet, ledger: Path) -> str:
+    reasons = counted_reasons(
+        [drop.reason for drop in sheet.dropped] or [fate.reason for fate in sheet.fates]
+    )
+    what = "facts" if recipe.basis == "fact" else "sections"
+    return (
+        f"{recipe.documents}: no question passed the checks, of {len(sheet.fates)} {what} ({reasons[:300]}). {ledger} "
+        f"lists them all; try a stronger generator, or give questions in a file (--qa)."
     )
 
 

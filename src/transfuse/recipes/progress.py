@@ -74,7 +74,8 @@ class Display:
             nonlocal last
             if 0 < done == total or time.monotonic() - last > PLAIN_EVERY_S:
                 last = time.monotonic()
-                self.say(f"{title}: {done}/{total}, {note or rate.note(done, total)}")
+                count = f"{done}/{total}, " if total else ""
+                self.say(f"{title}: {count}{note or rate.note(done, total)}")
 
         return advance
 
