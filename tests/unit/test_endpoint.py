@@ -382,6 +382,6 @@ def test_what_is_no_endpoint_is_refused(reference: str):
 
 
 def test_without_the_package_its_extra_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'transfuse\[endpoint\]'"):
         EndpointGenerator("openai:tiny@http://127.0.0.1:9")

@@ -159,9 +159,9 @@ def test_a_token_with_a_line_break_inside_ends_the_reply(model, make_tokenizer):
     words = local._newline_tokens(tokenizer, model.config.vocab_size)
     assert words[len(tokenizer) - 1]
     token_ids = [5, len(tokenizer) - 1, 7]
-    reply = generator(model, prompts)._reply(token_ids, True, 3)
+    reply = generator(model, prompts)._reply(token_ids, Request("?"), 3)
     assert reply == Reply(str(tokenizer.decode([5])).strip() + ".", n_prompt_tokens=3, n_reply_tokens=2)
-    lines = generator(model, prompts)._reply(token_ids, False, 3)
+    lines = generator(model, prompts)._reply(token_ids, Request("?", is_one_line=False), 3)
     assert lines == Reply(str(tokenizer.decode(token_ids)).strip(), True, "", 3, 3)
 
 
@@ -253,3 +253,22 @@ def test_it_can_be_stopped_from_another_thread(model, prompts):
     finally:
         handle.remove()
     assert not asked.generate([requests()[0]])[0].error
+
+
+SCHEMA = '{"type": "object", "properties": {"facts": {"type": "array"}}, "required": ["facts"]}'
+
+
+def test_a_reply_with_a_schema_begins_in_its_form(model, prompts):
+    asked = Request("Where?", max_new_tokens=6, is_one_line=False, schema=SCHEMA)
+    (reply,) = generator(model, prompts).generate([asked])
+    assert reply.text.startswith('{"facts": [')
+    assert reply.n_reply_tokens <= 6
+
+
+def test_a_reply_with_a_schema_ends_where_its_json_does(model, prompts):
+    pieces = [prompts.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ('"a"', "]}", " so")]
+    asked = Request("?", is_one_line=False, schema=SCHEMA)
+    reply = generator(model, prompts)._reply([token for piece in pieces for token in piece], asked, 3)
+    assert (reply.text, reply.is_cut) == ('{"facts": ["a"]}', False)
+    cut = generator(model, prompts)._reply(pieces[0], asked, 3)
+    assert (cut.text, cut.is_cut) == ('{"facts": ["a"', True)

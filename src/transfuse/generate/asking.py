@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Protocol, TypeVar, final, runtime_checkable
 
 from transfuse.errors import BudgetError, GenerationError, TransfuseError
@@ -73,20 +73,23 @@ class Asker:
             on_reply: called with the counts after each reply, on the event loop's thread.
         """
         self._identity = generator.identity
-        self._cache, self._n_at_once = cache, n_at_once
+        self._cache = cache
         self._max_requests, self._max_tokens = max_requests, max_tokens
         self._on_reply = on_reply
         self._front = generator if isinstance(generator, ConcurrentGenerator) else Batches(generator)
-        self._counts = AskerCounts()
+        # Batches limit themselves.
+        self._n_places = n_at_once if not isinstance(self._front, Batches) else 1 << 30
+        self._counts = asdict(AskerCounts())
         self._fault: GenerationError | None = None
         self._in_flight: dict[str, asyncio.Task[Reply]] = {}
+        self._turns: asyncio.Semaphore | None = None
         self._places: asyncio.Semaphore | None = None
         self._is_closing = False
 
     @property
     def counts(self) -> AskerCounts:
         """What has been asked so far."""
-        return self._counts
+        return AskerCounts(**self._counts)
 
     async def ask(self, request: Request) -> Reply:
         """The reply to one request, from the cache or the generator.
@@ -101,21 +104,17 @@ class Asker:
             BudgetError: the budget is spent.
             GenerationError: no further request can succeed.
         """
-        self._refuse()
-        self._count(n_asked=1)
-        key = reply_key(request, self._identity)
-        reply = self._cache.get(key) if self._cache is not None else None
-        if reply is not None:
-            self._count(n_cached=1)
-        else:
-            task = self._in_flight.get(key)
-            if task is None:
-                task = self._in_flight[key] = asyncio.create_task(self._send(key, request))
-                task.add_done_callback(lambda done: self._landed(key, done))
-            # Whoever asked may be cancelled; what is on its way is paid for and still kept.
-            reply = await asyncio.shield(task)
+        if self._turns is None:
+            self._turns = asyncio.Semaphore(self._n_places)
+        async with self._turns:
+            self._refuse()
+            found = self._looked_up(request)
+            # Where many ask at the same moment, the first request leaves before the last is looked up.
+            await asyncio.sleep(0)
+        # Whoever asked may be cancelled; what is on its way is paid for and still kept.
+        reply = found if isinstance(found, Reply) else await asyncio.shield(found)
         if self._on_reply is not None:
-            self._on_reply(self._counts)
+            self._on_reply(self.counts)
         return reply
 
     async def close(self, wait_s: float | None = None) -> None:
@@ -134,14 +133,26 @@ class Asker:
                 task.cancel()
             await asyncio.gather(*on_their_way, return_exceptions=True)
         await self._front.close()
-        self._places = None  # it belongs to this event loop
+        self._turns = self._places = None  # they belong to this event loop
         self._is_closing = False
+
+    def _looked_up(self, request: Request) -> Reply | asyncio.Task[Reply]:
+        """The reply from the cache, or where it will come from."""
+        self._count(n_asked=1)
+        key = reply_key(request, self._identity)
+        reply = self._cache.get(key) if self._cache is not None else None
+        if reply is not None:
+            self._count(n_cached=1)
+            return reply
+        task = self._in_flight.get(key)
+        if task is None:
+            task = self._in_flight[key] = asyncio.create_task(self._send(key, request))
+            task.add_done_callback(lambda done: self._landed(key, done))
+        return task
 
     async def _send(self, key: str, request: Request) -> Reply:
         if self._places is None:
-            # Batches limit themselves.
-            n_places = self._n_at_once if not isinstance(self._front, Batches) else 1 << 30
-            self._places = asyncio.Semaphore(n_places)
+            self._places = asyncio.Semaphore(self._n_places)
         async with self._places:
             self._refuse()
             try:
@@ -168,7 +179,7 @@ class Asker:
             raise asyncio.CancelledError
 
     def _check_budget(self) -> None:
-        counts = self._counts
+        counts = self.counts
         n_tokens = counts.n_prompt_tokens + counts.n_reply_tokens
         if self._max_requests is not None and counts.n_sent >= self._max_requests:
             spent, setting = f"{counts.n_sent} of {self._max_requests} requests", "max_requests"
@@ -180,9 +191,8 @@ class Asker:
         raise BudgetError(f"the budget is spent: {spent}; raise {setting} and run again ({kept}).")
 
     def _count(self, **more: int) -> None:
-        self._counts = replace(
-            self._counts, **{name: getattr(self._counts, name) + number for name, number in more.items()}
-        )
+        for name, number in more.items():
+            self._counts[name] += number
 
     def _landed(self, key: str, task: asyncio.Task[Reply]) -> None:
         del self._in_flight[key]

@@ -62,7 +62,7 @@ class EndpointGenerator:
 
         Raises:
             GenerationError: the reference, the key or the endpoint is unusable.
-            MissingExtraError: the `openai` package is not installed.
+            MissingExtraError: the `aiohttp` package is not installed.
         """
         try:
             place = endpoint_reference(reference)
@@ -75,6 +75,7 @@ class EndpointGenerator:
             key_env or place.default_key_env,
             is_key_required=key_env is not None,
             timeout_s=timeout_s,
+            n_at_once=n_at_once,
         )
         self._n_at_once, self._max_retries, self._backoff_s = n_at_once, max_retries, backoff_s
         self._resume_at = 0.0
@@ -138,11 +139,10 @@ class EndpointGenerator:
             else:
                 self._note(None, False)
                 break
-        return replace(
-            reply,
-            n_prompt_tokens=reply.n_prompt_tokens + n_prompt,
-            n_reply_tokens=reply.n_reply_tokens + n_reply,
-        )
+        if n_prompt or n_reply:
+            n_prompt, n_reply = n_prompt + reply.n_prompt_tokens, n_reply + reply.n_reply_tokens
+            reply = replace(reply, n_prompt_tokens=n_prompt, n_reply_tokens=n_reply)
+        return reply
 
     async def close(self) -> None:
         """Close the connections; the next request opens new ones."""

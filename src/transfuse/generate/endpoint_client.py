@@ -1,9 +1,12 @@
-"""The connection to an OpenAI-compatible endpoint: one attempt, no patience, no key where it does not belong."""
+"""The connection to an OpenAI-compatible endpoint: one attempt, no patience, no key where it does not belong.
+
+It sends with aiohttp, whose parser is in C, rather than with the `openai` package: that one takes several times as much
+CPU a request, and one core then keeps 16 quick requests at once waiting (`benchmarks/generation_overhead.py`).
+"""
 
 import asyncio
 import json
 import os
-import ssl
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from transfuse.errors import GenerationError, MissingExtraError
@@ -17,7 +20,7 @@ from transfuse.generate.endpoint_faults import (
 )
 
 if TYPE_CHECKING:
-    import openai
+    import aiohttp
 
 CONNECT_S = 20.0
 """Longest wait for a connection."""
@@ -25,9 +28,11 @@ CONNECT_S = 20.0
 
 @final
 class EndpointClient:
-    """Sends requests with the `openai` package, which does nothing of its own accord here."""
+    """Sends requests over connections that stay open; follows no redirect, proxy setting or cookie."""
 
-    def __init__(self, url: str, key_env: str, *, is_key_required: bool, timeout_s: float) -> None:
+    def __init__(
+        self, url: str, key_env: str, *, is_key_required: bool, timeout_s: float, n_at_once: int
+    ) -> None:
         """Opens nothing yet.
 
         Args:
@@ -35,22 +40,23 @@ class EndpointClient:
             key_env: name of the environment variable with the key.
             is_key_required: whether an unset variable is an error.
             timeout_s: of one attempt, from connecting to the last byte.
+            n_at_once: connections that are open at the same time.
 
         Raises:
             GenerationError: the key is unset though it is required, or it is no key.
-            MissingExtraError: the `openai` package is not installed.
+            MissingExtraError: the `aiohttp` package is not installed.
         """
         try:
-            import openai
+            import aiohttp
         except ImportError as err:
             raise MissingExtraError(
-                "asking an endpoint needs the openai package: pip install 'transfuse[endpoint]'"
+                "asking an endpoint needs the aiohttp package: pip install 'transfuse[endpoint]'"
             ) from err
-        self._openai = openai
+        self._aiohttp = aiohttp
         self.url, self.key_env = url, key_env
         self._key = _key(key_env, is_key_required)
-        self._timeout_s = timeout_s
-        self._client: openai.AsyncOpenAI | None = None
+        self._timeout_s, self._n_at_once = timeout_s, n_at_once
+        self._session: aiohttp.ClientSession | None = None
 
     @property
     def key_text(self) -> str:
@@ -74,19 +80,10 @@ class EndpointClient:
             AttemptError: no answer, or none that is JSON.
             RejectionError: the endpoint answers with a status that is no success.
         """
-        openai = self._openai
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                payload: object = await self._opened().post(
-                    "/chat/completions", cast_to=object, body=body, options={"headers": self._headers()}
-                )
-            return _from_json(payload)
-        except openai.APIStatusError as err:
-            raise self._rejection(err) from None
-        except (TimeoutError, openai.APIConnectionError) as err:
-            raise self._unheard(err) from None
-        except ValueError:
-            raise AttemptError("a reply that is no JSON") from None
+        if self._session is None:
+            self._session = self._opened()
+        data = await self._answer(self._session, "POST", "/chat/completions", json.dumps(body).encode())
+        return _from_json(data, "a reply")
 
     def offered(self) -> list[str]:
         """Names of the models that the endpoint offers.
@@ -98,18 +95,12 @@ class EndpointClient:
             AttemptError: no answer, or none that is JSON.
             RejectionError: the endpoint answers with a status that is no success.
         """
-        openai = self._openai
-        http_client = openai.DefaultHttpxClient(**self._transport())
-        try:
-            with openai.OpenAI(**self._options(), http_client=http_client) as client:
-                payload = client.get("/models", cast_to=object, options={"headers": self._headers()})
-            return offered_models(_from_json(payload))
-        except openai.APIStatusError as err:
-            raise self._rejection(err) from None
-        except openai.APIConnectionError as err:
-            raise self._unheard(err) from None
-        except ValueError:
-            raise AttemptError("a list of models that is no JSON") from None
+
+        async def ask() -> bytes:
+            async with self._opened() as session:
+                return await self._answer(session, "GET", "/models", None)
+
+        return offered_models(_from_json(asyncio.run(ask()), "a list of models"))
 
     def refuse_key(self, complaint: Complaint) -> NoReturn:
         """Raise the error for a key that the endpoint does not take."""
@@ -120,51 +111,48 @@ class EndpointClient:
 
     async def close(self) -> None:
         """Close the connections; the next request opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
-    def _opened(self) -> "openai.AsyncOpenAI":
-        if self._client is None:
-            http_client = self._openai.DefaultAsyncHttpxClient(**self._transport())
-            self._client = self._openai.AsyncOpenAI(**self._options(), http_client=http_client)
-        return self._client
-
-    def _options(self) -> dict[str, Any]:
-        timeout = self._openai.Timeout(self._timeout_s, connect=min(0.9 * self._timeout_s, CONNECT_S))
-        # The package wants some key; the header below is what is sent.
-        return {"base_url": self.url, "api_key": "none", "max_retries": 0, "timeout": timeout}
-
-    def _transport(self) -> dict[str, Any]:
-        # Redirects would carry the key to another host.
-        options: dict[str, Any] = {"follow_redirects": False}
-        if self.url.startswith("http:"):
-            # Nothing to verify: an empty context spares reading the certificates, and trusts nobody.
-            options["verify"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return options
-
-    def _headers(self) -> dict[str, Any]:
-        """The key, and nothing that the package would take from the environment: it may be for another host."""
-        omit = self._openai.Omit()
-        return {
-            "Authorization": f"Bearer {self._key}" if self._key else omit,
-            "OpenAI-Organization": omit,
-            "OpenAI-Project": omit,
+    def _opened(self) -> "aiohttp.ClientSession":
+        aiohttp = self._aiohttp
+        headers = {
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            "User-Agent": "transfuse",
         }
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._n_at_once),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(
+                total=self._timeout_s, sock_connect=min(0.9 * self._timeout_s, CONNECT_S)
+            ),
+            trust_env=False,
+        )
 
-    def _rejection(self, err: "openai.APIStatusError") -> RejectionError:
-        headers = err.response.headers
-        complaint = Complaint(err.status_code, server_words(err.body, self._key))
-        return RejectionError(complaint, wait_s(headers), headers.get("location"))
-
-    def _unheard(self, err: BaseException) -> AttemptError:
-        cause = err.__cause__
-        kind = type(cause).__name__  # two HTTP libraries are in use, by the package's version
-        if kind in ("ConnectError", "ConnectTimeout"):
-            return AttemptError(f"no connection ({cause or 'in time'})", is_unconnected=True)
-        if isinstance(err, TimeoutError | self._openai.APITimeoutError):
-            return AttemptError(f"no reply within {self._timeout_s:g} s")
-        return AttemptError(f"the connection was cut ({kind})")
+    async def _answer(
+        self, session: "aiohttp.ClientSession", method: str, path: str, data: bytes | None
+    ) -> bytes:
+        """The body of a successful response."""
+        aiohttp = self._aiohttp
+        try:
+            # Redirects would carry the key to another host.
+            async with session.request(method, self.url + path, data=data, allow_redirects=False) as response:
+                content = await response.read()
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as err:
+            raise AttemptError(f"no connection ({_reason(err)})", is_unconnected=True) from None
+        except TimeoutError:
+            raise AttemptError(f"no reply within {self._timeout_s:g} s") from None
+        except aiohttp.ClientError as err:
+            raise AttemptError(f"the connection was cut ({type(err).__name__})") from None
+        if not 200 <= response.status < 300:
+            complaint = Complaint(response.status, server_words(_json_or_text(content), self._key))
+            raise RejectionError(complaint, wait_s(response.headers), response.headers.get("location"))
+        return content
 
 
 def _key(key_env: str, is_required: bool) -> str:
@@ -181,6 +169,19 @@ def _key(key_env: str, is_required: bool) -> str:
     return key
 
 
-def _from_json(payload: object) -> object:
-    """The package hands over text where the content type is not that of JSON."""
-    return json.loads(payload) if isinstance(payload, str) else payload
+def _from_json(content: bytes, what: str) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        raise AttemptError(f"{what} that is no JSON") from None
+
+
+def _json_or_text(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content.decode("utf-8", "replace")
+
+
+def _reason(err: Exception) -> str:
+    return "in time" if isinstance(err, TimeoutError) else str(err.__cause__ or err)

@@ -16,6 +16,7 @@ from transformers import (
 
 from transfuse.errors import GenerationError
 from transfuse.generate.protocol import OnReply, Reply, Request
+from transfuse.generate.reply_opening import JsonEnd, reply_opening
 from transfuse.generate.sampling import RowSampler
 from transfuse.io.chat import PromptFormat
 
@@ -63,10 +64,7 @@ class LocalGenerator:
             GenerationError: `stop` was called meanwhile.
         """
         self._stopped.clear()
-        prompts = [
-            self._prompts.encode_question(each.question, context=each.context, system=each.system)
-            for each in requests
-        ]
+        prompts = [self._prompt(each) for each in requests]
         limit = context_tokens(self._model)
         replies: dict[int, Reply] = {}
         fitting: list[int] = []
@@ -84,6 +82,16 @@ class LocalGenerator:
             replies |= arrived
             _tell(arrived, on_reply)
         return [replies[index] for index in range(len(requests))]
+
+    def _prompt(self, request: Request) -> list[int]:
+        """The prompt, and what the reply is to begin with."""
+        prompt = self._prompts.encode_question(
+            request.question, context=request.context, system=request.system
+        )
+        return prompt + self._piece_ids(_opening(request))
+
+    def _piece_ids(self, text: str) -> list[int]:
+        return list(self._prompts.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     @torch.no_grad()
     def _answers(self, prompts: Sequence[Sequence[int]], requests: Sequence[Request]) -> list[Reply]:
@@ -112,26 +120,47 @@ class LocalGenerator:
                 pad_token_id=self._prompts.pad_id,
                 logits_processor=LogitsProcessorList([sampler] if sampler.is_needed else []),
                 stopping_criteria=StoppingCriteriaList(
-                    [_AtNewline(self._ends_line, is_one_line), _OnRequest(self._stopped)]
+                    [
+                        _AtNewline(self._ends_line, is_one_line),
+                        _AtJsonEnd(self._prompts.tokenizer, requests),
+                        _OnRequest(self._stopped),
+                    ]
                 ),
             )
         if self._stopped.is_set():
             raise GenerationError("the model was stopped before its replies were complete; run again.")
         return [
-            self._reply(row[length:].tolist(), each.is_one_line, len(prompt))
+            self._reply(row[length:].tolist(), each, len(prompt))
             for row, each, prompt in zip(output, requests, prompts, strict=True)
         ]
 
-    def _reply(self, token_ids: Sequence[int], is_one_line: bool, n_prompt_tokens: int) -> Reply:
-        ends = [
-            i
-            for i, token in enumerate(token_ids)
-            if token in self._end_ids or (is_one_line and self._ends_line[token])
-        ]
-        kept = token_ids[: ends[0] + 1] if ends else token_ids
-        text = str(self._prompts.tokenizer.decode(list(kept), skip_special_tokens=True))
-        text = text.split("\n")[0] if is_one_line else text
-        return Reply(text.strip(), is_cut=not ends, n_prompt_tokens=n_prompt_tokens, n_reply_tokens=len(kept))
+    def _reply(self, token_ids: Sequence[int], request: Request, n_prompt_tokens: int) -> Reply:
+        tokenizer, opening = self._prompts.tokenizer, _opening(request)
+        end = JsonEnd(opening) if request.schema is not None else None
+        n_kept, is_ended = len(token_ids), False
+        for place, token in enumerate(token_ids):
+            is_ended = (
+                token in self._end_ids
+                or bool(request.is_one_line and self._ends_line[token])
+                or (end is not None and end.read(_piece(tokenizer, token)))
+            )
+            if is_ended:
+                n_kept = place + 1
+                break
+        text = opening + str(tokenizer.decode(list(token_ids[:n_kept]), skip_special_tokens=True))
+        text = text.split("\n")[0] if request.is_one_line else text
+        return Reply(
+            text.strip(), is_cut=not is_ended, n_prompt_tokens=n_prompt_tokens, n_reply_tokens=n_kept
+        )
+
+
+def _opening(request: Request) -> str:
+    return "" if request.schema is None else reply_opening(request.schema)
+
+
+def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token's text; half a character comes as a sign that JSON gives no meaning to."""
+    return str(tokenizer.decode([token], skip_special_tokens=True))
 
 
 @final
@@ -145,6 +174,25 @@ class _AtNewline(StoppingCriteria):
         self, input_ids: Int[Tensor, "batch pos"], scores: Any, **kwargs: Any
     ) -> Bool[Tensor, " batch"]:
         return self._ends_line[input_ids[:, -1]] & self._is_one_line
+
+
+@final
+class _AtJsonEnd(StoppingCriteria):
+    """Ends a row whose request has a schema once its JSON is closed: what follows is never read."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]) -> None:
+        self._tokenizer = tokenizer
+        self._ends = {
+            row: JsonEnd(_opening(each)) for row, each in enumerate(requests) if each.schema is not None
+        }
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - BoolTensor is no class one can make
+        self, input_ids: Int[Tensor, "batch pos"], scores: Any, **kwargs: Any
+    ) -> Bool[Tensor, " batch"]:
+        closed = torch.zeros(len(input_ids), dtype=torch.bool)
+        for row, end in self._ends.items():
+            closed[row] = end.read(_piece(self._tokenizer, int(input_ids[row, -1])))
+        return closed.to(input_ids.device)
 
 
 @final

@@ -39,7 +39,7 @@ def open_generator(
         GenerationError: the endpoint or its key is unusable, or the recording is malformed.
         DataError: the recording cannot be read.
         ModelError: the model cannot be loaded.
-        MissingExtraError: an endpoint is named and the `openai` package is not installed.
+        MissingExtraError: an endpoint is named and the `aiohttp` package is not installed.
     """
     reference = settings.reference
     try:
@@ -70,7 +70,7 @@ def _local_generator(
     ):
         loaded = load_model(reference, precision=precision, trust_remote_code=trust_remote_code)
     prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
-    identity = f"local:{model_fingerprint(reference)}:{str(loaded.precision).removeprefix('torch.')}"
+    identity = f"model:{model_fingerprint(reference)}:{str(loaded.precision).removeprefix('torch.')}"
     return LocalGenerator(loaded.model, prompts, loaded.precision, identity=identity)
 
 

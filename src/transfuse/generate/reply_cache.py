@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import final
 
@@ -21,6 +21,8 @@ VERSION = 1
 WAIT_S = 60.0
 """How long to wait for another process that is writing."""
 
+_JSON = json.JSONEncoder(sort_keys=True)
+
 _TABLE = """CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY, text TEXT NOT NULL, is_cut INTEGER NOT NULL,
     n_prompt_tokens INTEGER NOT NULL, n_reply_tokens INTEGER NOT NULL
@@ -34,7 +36,8 @@ def default_cache_path() -> Path:
 
 def reply_key(request: Request, identity: str) -> str:
     """SHA-256 of everything that a reply depends on: the request and who answers it."""
-    return hashlib.sha256(json.dumps([identity, asdict(request)], sort_keys=True).encode()).hexdigest()
+    parts = {field.name: getattr(request, field.name) for field in fields(request)}
+    return hashlib.sha256(_JSON.encode([identity, parts]).encode()).hexdigest()
 
 
 @final

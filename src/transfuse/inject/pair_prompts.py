@@ -34,8 +34,8 @@ Rules:
 - If the fact is too broad, unclear or has nothing to do with the subject, write no pairs and give the reason in \
 "skip". Otherwise "skip" is null.
 Example, for the fact "The Harlow Tea Museum opened on 3 May 1962.":
-{{"skip": null, "pairs": [{{"question": "On what date did the Harlow Tea Museum open?", "answer": "3 May 1962"}}, \
-{{"question": "Which museum first opened its doors on 3 May 1962?", "answer": "The Harlow Tea Museum"}}]}}
+{{"pairs": [{{"question": "On what date did the Harlow Tea Museum open?", "answer": "3 May 1962"}}, \
+{{"question": "Which museum first opened its doors on 3 May 1962?", "answer": "The Harlow Tea Museum"}}], "skip": null}}
 {_FORM}"""
 
 WRITE_SECTION_PAIRS = f"""\
@@ -147,12 +147,12 @@ def fact_pairs_request(
         seed: of sampling.
 
     Returns:
-        The request; its reply is to read `{"skip": text or null, "pairs": [{"question", "answer"}]}`.
+        The request; its reply is to read `{"pairs": [{"question", "answer"}], "skip": text or null}`.
     """
     blocks = [("fact", fact)] if source is None else [("fact", fact), ("source", source)]
     end = [] if source is None else ["The source is there to make the fact clear."]
     end += [*_taken(accepted), f"Write {settings.pairs_per_request} new pairs for the fact."]
-    schema = _schema(skip=_TEXT_OR_NULL, pairs=_PAIRS)
+    schema = _schema(pairs=_PAIRS, skip=_TEXT_OR_NULL)
     return _writing(WRITE_FACT_PAIRS, title, blocks, end, schema, settings, seed)
 
 

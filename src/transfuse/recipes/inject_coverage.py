@@ -6,12 +6,9 @@ from typing import Any
 
 from transfuse.errors import MissingExtraError
 from transfuse.inject.coverage import Coverage, coverage
-from transfuse.io.bundled import cache_folder
 from transfuse.io.files import write_json
 from transfuse.io.run_folder import RunFolder
-from transfuse.knowledge.embedding_cache import CachedEmbedder
-from transfuse.knowledge.embeddings import load_embedder
-from transfuse.recipes.inject_knowledge import Knowledge
+from transfuse.recipes.inject_knowledge import Knowledge, load_embedding
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import Fact, QAPair
 
@@ -71,7 +68,7 @@ def _coverage(facts: list[Fact], pairs: list[QAPair], reference: str | None) -> 
     if reference is None:
         return coverage(facts, pairs, embed=None), "No embedding model was asked for."
     try:
-        embedder = CachedEmbedder(load_embedder(reference), cache_folder() / "embeddings.sqlite")
+        embed = load_embedding(reference)
     except MissingExtraError as err:
         return coverage(facts, pairs, embed=None), f"Similarity was not measured: {err}"
-    return coverage(facts, pairs, embed=embedder.embed), ""
+    return coverage(facts, pairs, embed=embed), ""

@@ -5,14 +5,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from transfuse.errors import DataError
 from transfuse.inject.knowledge import load_facts, load_pairs
+from transfuse.inject.near_questions import screen_near_questions
 from transfuse.inject.sections import screen_sections, split_sections
 from transfuse.inject.selection import Selection, select_pairs
+from transfuse.io.bundled import cache_folder
 from transfuse.io.documents import read_documents
 from transfuse.io.models import load_tokenizer
+from transfuse.knowledge.embedding_cache import CachedEmbedder
+from transfuse.knowledge.embeddings import load_embedder
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import Document, Dropped, Fact, QAPair, Section
 
@@ -106,6 +111,7 @@ def select_knowledge(
     pairs = [
         p for p in load_pairs(qa_path, facts + strays) if p.basis == "token" or p.source not in stray_ids
     ]
+    pairs, near = _screened(recipe, pairs)
     count_tokens = token_counter(recipe)
     selection = select_pairs(
         pairs,
@@ -125,7 +131,7 @@ def select_knowledge(
         sections=sections,
         facts=facts,
         selection=selection,
-        dropped=[*dropped, *lost_facts, *selection.dropped],
+        dropped=[*dropped, *lost_facts, *near, *selection.dropped],
         known=frozenset(known) if recipe.probe.n_questions else None,
     )
     key = {
@@ -136,6 +142,19 @@ def select_knowledge(
         "seed": recipe.seed,
     }
     return knowledge, key
+
+
+def _screened(recipe: InjectRecipe, pairs: list[QAPair]) -> tuple[list[QAPair], list[Dropped]]:
+    """Without near-duplicates, where the recipe names a threshold."""
+    threshold = recipe.coverage.near_duplicate
+    if threshold is None or recipe.coverage.embedder is None:
+        return pairs, []
+    return screen_near_questions(pairs, load_embedding(recipe.coverage.embedder), threshold)
+
+
+def load_embedding(reference: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """A model's embeddings of texts, kept in the user's cache."""
+    return CachedEmbedder(load_embedder(reference), cache_folder() / "embeddings.sqlite").embed
 
 
 def token_counter(recipe: InjectRecipe) -> Callable[[str], int]:

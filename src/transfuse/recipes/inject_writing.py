@@ -22,13 +22,10 @@ from transfuse.inject.pair_extras import write_extra_pairs
 from transfuse.inject.pair_writing import write_fact_pairs
 from transfuse.inject.paraphrases import write_paraphrases
 from transfuse.inject.section_pair_writing import write_section_pairs
-from transfuse.io.bundled import cache_folder
 from transfuse.io.files import file_sha256, write_json, write_text
 from transfuse.io.jsonl import read_jsonl, write_jsonl
 from transfuse.io.run_folder import RunFolder, Stage
-from transfuse.knowledge.embedding_cache import CachedEmbedder
-from transfuse.knowledge.embeddings import load_embedder
-from transfuse.recipes.inject_knowledge import titles_of_sections, token_counter
+from transfuse.recipes.inject_knowledge import load_embedding, titles_of_sections, token_counter
 from transfuse.recipes.progress import Advance, Display
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import Document, Dropped, Fact, Section
@@ -328,10 +325,10 @@ def _near_questions(recipe: InjectRecipe) -> Callable[[str, Sequence[str]], bool
     threshold, reference = recipe.coverage.near_duplicate, recipe.coverage.embedder
     if threshold is None or reference is None:
         return None
-    embedder = CachedEmbedder(load_embedder(reference), cache_folder() / "embeddings.sqlite")
+    embed = load_embedding(reference)
 
     def is_near(question: str, earlier: Sequence[str]) -> bool:
-        vectors = embedder.embed([question, *earlier])
+        vectors = embed([question, *earlier])
         return bool((vectors[1:] @ vectors[0] >= threshold).any())
 
     return is_near
