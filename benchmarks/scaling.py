@@ -9,7 +9,8 @@ paper. Each result is a JSON file, so a killed benchmark goes on where it stoppe
 
 Training sets: fact-1, fact-5, fact-10, token-1, token-5, token-10, and fact-N with the N whose question and answer
 tokens are nearest to those of token-10. A token set whose section runs out of questions is what there is; sets that
-hold the same pairs are trained once.
+hold the same pairs are trained once. `--distil` adds prompt distillation on the questions of fact-10: along the model's
+own answers with the section in view (distil-own-10), and along the answers of the file (distil-file-10).
 """
 
 import argparse
@@ -26,15 +27,17 @@ from transfuse.evaluate.bits_per_byte import bits_per_byte, load_texts, text_los
 from transfuse.evaluate.questions import answer_estimates, ask_questions, estimate_json
 from transfuse.generate.local import LocalGenerator
 from transfuse.inject.knowledge import load_facts, load_pairs
+from transfuse.inject.prompt_distillation import DistillationSettings, teacher_answers, teacher_rows
 from transfuse.inject.records import RecordSettings, training_rows
 from transfuse.inject.sections import split_sections
 from transfuse.inject.selection import Selection, select_pairs
 from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.io.documents import read_documents
 from transfuse.io.files import write_json
-from transfuse.io.models import load_model
+from transfuse.io.models import LoadedModel, load_model
+from transfuse.text.answers import score_answer
 from transfuse.train.adapters import attach_lora
-from transfuse.train.batches import packed_passes
+from transfuse.train.batches import TrainingRow, packed_passes
 from transfuse.train.loop import train
 from transfuse.train.objective import AnswerLoss, move_pass
 from transfuse.train.settings import TrainSettings
@@ -104,6 +107,43 @@ def training_sets(document: Document, prompts: PromptFormat) -> dict[str, list[Q
     return kept
 
 
+DISTILLED: dict[str, DistillationSettings] = {
+    "distil-own-10": DistillationSettings(),
+    "distil-file-10": DistillationSettings(answers="file"),
+}
+
+
+def distilled_rows(
+    loaded: LoadedModel,
+    prompts: PromptFormat,
+    document: Document,
+    pairs: Sequence[QAPair],
+    settings: DistillationSettings,
+    seed: int,
+) -> tuple[list[TrainingRow], dict[str, Any]]:
+    """Rows of prompt distillation, the teacher having the fact's section in view; and how right its answers are."""
+    texts = {section.title: section.text for section in document.sections}
+    contexts = {fact.id: texts[fact.section] for fact in document.facts}
+    started = time.monotonic()
+    generator = LocalGenerator(loaded.model, prompts, loaded.precision)
+    answers, dropped = teacher_answers(pairs, contexts, settings, generator, max_new_tokens=64, seed=seed)
+    rows, lost = teacher_rows(
+        loaded.model,
+        prompts,
+        pairs,
+        contexts,
+        answers,
+        settings,
+        compute_dtype=loaded.precision,
+        max_length_tokens=None,
+    )
+    right = [
+        score_answer(answers[pair.id], [pair.answer])["contains"] for pair in pairs if pair.id in answers
+    ]
+    told = {"seconds": time.monotonic() - started, "dropped": len(dropped) + len(lost)}
+    return rows, told | {"answers_that_contain_the_gold": sum(right) / len(right)}
+
+
 @torch.no_grad()
 def gold_nats(
     model: torch.nn.Module, pairs: Sequence[QAPair], prompts: PromptFormat, dtype: torch.dtype
@@ -161,13 +201,17 @@ def run_one(
     result: dict[str, Any] = {"document": document.name, "set": name, "seed": seed}
     model: torch.nn.Module = loaded.model
     if name != "base":
-        pairs = training_sets(document, prompts)[name]
+        distilled = DISTILLED.get(name)
+        pairs = training_sets(document, prompts)["fact-10" if distilled else name]
         settings = TrainSettings(checkpoint_s=600)
+        if distilled:
+            rows, result["teacher"] = distilled_rows(loaded, prompts, document, pairs, distilled, seed)
+        else:
+            rows, _ = training_rows(
+                pairs, document.facts, RecordSettings(), prompts, max_length_tokens=None, seed=seed
+            )
         torch.manual_seed(seed)
         model = attach_lora(loaded.model, settings.lora)
-        rows, _ = training_rows(
-            pairs, document.facts, RecordSettings(), prompts, max_length_tokens=None, seed=seed
-        )
         summary = train(
             model,
             rows,
@@ -233,6 +277,7 @@ def main() -> None:
     parser.add_argument("--documents", nargs="+", default=["super-bowl-2023"])
     parser.add_argument("--other", default="womens-world-cup-2023", help="the document of the control")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
+    parser.add_argument("--distil", action="store_true", help="run prompt distillation as well")
     parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -245,7 +290,7 @@ def main() -> None:
             other = Document(arguments.data / arguments.other) if name != arguments.other else None
             run_one(arguments, document, other, "base", arguments.seeds[0])
             for seed in arguments.seeds:
-                for kind in training_sets(document, prompts):
+                for kind in [*training_sets(document, prompts), *(DISTILLED if arguments.distil else ())]:
                     # The control is asked of the largest sets only: that is where form is learned best.
                     control = other if kind in ("fact-10", "token-10", "token-5") else None
                     run_one(arguments, document, control, kind, seed)

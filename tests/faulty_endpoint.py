@@ -48,6 +48,8 @@ class FaultyEndpoint:
         """Chat requests in order of arrival."""
         self.n_lists = 0
         """How often the models were listed."""
+        self.n_connections = 0
+        """How many were made."""
         self.n_open = self.most_open = 0
         """Requests in hand, now and at most."""
         self.lock = threading.Lock()
@@ -90,6 +92,7 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
+        self.endpoint.n_connections += 1
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:

@@ -73,7 +73,7 @@ class StrongModel:
                 for number, text in sentences.items()
             }
             best = max(shares, key=shares.__getitem__, default=None)
-            if best is not None and shares[best] >= 0.6:
+            if best is not None and shares[best] >= 0.4:
                 found.append({"fact": fact["fact"], "sentences": [int(best)]})
         return found
 

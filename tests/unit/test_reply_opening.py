@@ -17,12 +17,14 @@ def schema(required: bool = True, **properties) -> str:
 @pytest.mark.parametrize(
     ("text", "opening"),
     [
-        (FACTS_SCHEMA, '{"facts": ['),
+        (FACTS_SCHEMA, '{"facts": [{"fact": "'),
+        (schema(numbers={"type": "array", "items": {"type": "integer"}}), '{"numbers": ['),
         (schema(answer={"type": "string"}, sure={"type": "boolean"}), '{"answer": "'),
         (schema(same={"type": "boolean"}), '{"same": '),
         (schema(skip={"type": ["string", "null"]}), '{"skip": '),
         (schema(required=False, answer={"type": "string"}), ""),
-        ('{"type": "array"}', ""),
+        ('{"type": "array"}', "["),
+        ("true", ""),
     ],
 )
 def test_the_opening_of_a_schema(text, opening):

@@ -70,7 +70,7 @@ def _local_generator(
     ):
         loaded = load_model(reference, precision=precision, trust_remote_code=trust_remote_code)
     prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
-    identity = f"model:{model_fingerprint(reference)}:{str(loaded.precision).removeprefix('torch.')}"
+    identity = f"local:{model_fingerprint(reference)}:{str(loaded.precision).removeprefix('torch.')}:opened"
     return LocalGenerator(loaded.model, prompts, loaded.precision, identity=identity)
 
 

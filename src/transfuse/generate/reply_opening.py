@@ -14,18 +14,22 @@ def reply_opening(schema: str) -> str:
         schema: JSON schema as JSON text, its root an object.
 
     Returns:
-        Up to the first place that is the model's to choose, such as `{"facts": [` or `{"answer": "`; empty where
-        the schema leaves even its first name open.
+        Up to the first text, number or truth that is the model's to choose, such as `{"facts": [{"fact": "` or
+        `{"answer": "`; empty where the schema leaves even its first name open. A list is taken to have a first
+        item: small models like to leave it empty.
     """
-    root = json.loads(schema)
-    properties: dict[str, Any] = root.get("properties", {}) if isinstance(root, dict) else {}
-    first = next((name for name in properties if name in root.get("required", ())), None)
-    if first is None:
-        return ""
-    kind = properties[first].get("type")
-    return f"{{{json.dumps(first)}: " + {"array": "[", "string": '"'}.get(
-        kind if isinstance(kind, str) else "", ""
-    )
+    return _opening(json.loads(schema))
+
+
+def _opening(schema: Any) -> str:
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    if kind == "string":
+        return '"'
+    if kind == "array":
+        return "[" + _opening(schema.get("items"))
+    properties: dict[str, Any] = schema.get("properties", {}) if kind == "object" else {}
+    first = next((name for name in properties if name in schema.get("required", ())), None)
+    return "" if first is None else f"{{{json.dumps(first)}: {_opening(properties[first])}"
 
 
 @final
