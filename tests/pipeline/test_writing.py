@@ -386,3 +386,23 @@ def test_a_run_stops_to_be_read_and_goes_on(
 def test_a_wrong_place_to_stop(transfuse: Callable, written: Callable, tmp_path: Path):
     done = transfuse(*written("http://127.0.0.1:9", tmp_path / "run", "--stop-after", "training"))
     assert "--stop-after: expected 'facts' or 'questions', got 'training'" in done.err
+
+
+def test_no_more_is_written_about_what_is_known(
+    transfuse: Callable,
+    written: Callable,
+    endpoint: FaultyEndpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from transfuse.recipes import inject
+
+    monkeypatch.setattr(inject, "known_facts", lambda *_: ["f001", "f002"])  # random weights know nothing
+    line = written(endpoint.url, tmp_path / "run", "--known-first")
+    done = transfuse(*line)
+    assert done.code == 0, done.err
+    pairs = [pair["fact"] for pair in rows(tmp_path / "run" / "qa.jsonl") if pair["split"] == "train"]
+    assert Counter(pairs) == {f"f00{n}": 1 if n < 3 else 2 for n in range(1, 9)}
+    bodies = [json.dumps(request.body, sort_keys=True) for request in endpoint.requests]
+    assert len(bodies) == len(set(bodies))
+    assert_complete(tmp_path / "run")

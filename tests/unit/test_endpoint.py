@@ -98,7 +98,7 @@ def test_every_part_of_a_request_is_sent_and_nothing_else(monkeypatch: pytest.Mo
 )
 def test_what_may_pass_is_sent_again(fault: str):
     with FaultyEndpoint(faults=at_first(fault)) as endpoint:
-        (reply,) = generator(endpoint, timeout_s=0.3 if fault == "hang" else 5.0).generate([ONE])
+        (reply,) = generator(endpoint, timeout_s=0.2 if fault == "hang" else 5.0).generate([ONE])
         assert len(endpoint.requests) == 2
         assert endpoint.requests[0].body == endpoint.requests[1].body
     assert (reply.text, reply.error) == ("yes", "")
@@ -131,22 +131,22 @@ def test_what_does_not_pass_is_given_up_with_its_reason_and_the_others_go_on(fau
 
 def test_pauses_grow(monkeypatch: pytest.MonkeyPatch):
     with FaultyEndpoint(faults=lambda number, body: "500") as endpoint:
-        generator(endpoint, max_retries=3, backoff_s=0.08).generate([ONE])
+        generator(endpoint, max_retries=3, backoff_s=0.04).generate([ONE])
         times = [request.at_s for request in endpoint.requests]
     pauses = [after - before for before, after in itertools.pairwise(times)]
-    for pause, longest in zip(pauses, (0.08, 0.16, 0.32), strict=True):
-        assert longest / 2 - 0.01 < pause < longest + 0.15
+    for pause, longest in zip(pauses, (0.04, 0.08, 0.16), strict=True):
+        assert longest / 2 - 0.005 < pause < longest + 0.15
 
 
 def test_while_one_is_told_to_wait_all_wait():
-    with FaultyEndpoint(faults=at_first("429:0.3")) as endpoint:
+    with FaultyEndpoint(faults=at_first("429:0.15")) as endpoint:
         asked = generator(endpoint)
 
         async def ask() -> list[Reply]:
             first = asyncio.create_task(asked.answer(ONE))
             while not endpoint.requests:
                 await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.03)
             try:
                 return [await asked.answer(Request("Later?")), await first]
             finally:
@@ -155,7 +155,7 @@ def test_while_one_is_told_to_wait_all_wait():
         assert [reply.text for reply in asyncio.run(ask())] == ["yes", "yes"]
         told, *later = [request.at_s for request in endpoint.requests]
     assert len(later) == 2
-    assert min(later) - told > 0.28
+    assert min(later) - told > 0.14
 
 
 def test_a_date_to_wait_for_is_honoured_over_our_own_pause():
@@ -254,13 +254,13 @@ def test_an_endpoint_that_goes_away_is_waited_for_and_then_reported():
 
 def test_an_endpoint_that_comes_back_in_time_loses_nothing():
     with FaultyEndpoint() as endpoint:
-        asked = generator(endpoint, max_retries=6, backoff_s=0.05)
+        asked = generator(endpoint, max_retries=6, backoff_s=0.02)
         asked.generate([ONE])
         port = endpoint.port
 
     async def ask() -> list[Reply]:
         tasks = [asyncio.create_task(asked.answer(request)) for request in numbered(3)]
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.08)
         with FaultyEndpoint(port=port):
             try:
                 return await asyncio.gather(*tasks)

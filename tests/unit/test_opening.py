@@ -34,7 +34,7 @@ def test_a_model_is_loaded_once(tiny_model_folder: Path, tiny_base_folder: Path,
     monkeypatch.setattr(opening, "load_model", lambda *_, **__: pytest.fail("loaded again"))
     shared = opened(tiny_model_folder.parent / "." / tiny_model_folder.name, student)
     assert shared.identity == own.identity
-    assert shared.identity.endswith(":float32")
+    assert shared.identity.endswith(":float32:opened")
     assert shared.generate(ASKED) == own.generate(ASKED)
     with pytest.raises(pytest.fail.Exception, match="loaded again"):
         opened(tiny_base_folder, student)

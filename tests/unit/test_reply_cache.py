@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,18 @@ def test_replies_are_kept_whole_and_failed_ones_are_not(tmp_path: Path):
         assert len(cache) == 2
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplyCache]:
+    with ReplyCache(tmp_path_factory.mktemp("cache") / "r.sqlite") as opened:
+        yield opened
+
+
 @settings(max_examples=15, deadline=None)
 @given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=20), min_size=1, max_size=5))
-def test_any_text_comes_back(tmp_path_factory, texts):
-    with ReplyCache(tmp_path_factory.mktemp("cache") / "r.sqlite") as cache:
-        for number, text in enumerate(texts):
-            cache.put(str(number), Reply(text))
-        assert [cache.get(str(number)) for number in range(len(texts))] == [Reply(text) for text in texts]
+def test_any_text_comes_back(cache, texts):
+    for number, text in enumerate(texts):
+        cache.put(str(number), Reply(text))
+    assert [cache.get(str(number)) for number in range(len(texts))] == [Reply(text) for text in texts]
 
 
 def test_keys_tell_requests_and_generators_apart():
@@ -62,14 +68,14 @@ def _write_and_die(path: Path) -> None:
 def test_many_processes_write_one_file_from_its_first_moment(tmp_path: Path):
     path = tmp_path / "r.sqlite"
     start = multiprocessing.get_context("fork").Process
-    writers = [start(target=_write, args=(path, name, 25)) for name in range(6)]
+    writers = [start(target=_write, args=(path, name, 25)) for name in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert [writer.exitcode for writer in writers] == [0] * 6
+    assert [writer.exitcode for writer in writers] == [0] * 4
     with ReplyCache(path) as cache:
-        assert len(cache) == 150
+        assert len(cache) == 100
 
 
 def test_a_killed_process_loses_no_reply(tmp_path: Path):
@@ -88,8 +94,8 @@ def test_a_damaged_file_is_to_be_moved_away(tmp_path: Path):
         ReplyCache(path)
     path.unlink()
     with ReplyCache(path) as cache:
-        for number in range(300):
-            cache.put(f"{number:0100}", Reply("x" * 100))
+        for number in range(60):
+            cache.put(f"{number:0100}", Reply("x" * 900))
     data = bytearray(path.read_bytes())
     data[4096:-4096] = b"\xff" * (len(data) - 8192)
     path.write_bytes(data)

@@ -86,16 +86,28 @@ def run_inject(
     with open_run(out, resolved(recipe), overwrite=overwrite, free=WITHOUT_EFFECT) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         files_key = _save_sections(recipe, run, inputs)
-        written = write_knowledge(
-            recipe, run, display, inputs.documents, inputs.sections, files_key, stop_after=stop_after
-        )
-        if stop_after is not None:
-            return out
         weights = {
             "model": recipe.model,
             "weights": model_fingerprint(recipe.model),
             "precision": recipe.precision,
         }
+
+        def known_of(facts: Path, qa: Path) -> list[str]:
+            probed, _ = select_knowledge(recipe, inputs.sections, inputs.dropped, facts, qa)
+            return known_facts(recipe, run, display, probed, weights)
+
+        written = write_knowledge(
+            recipe,
+            run,
+            display,
+            inputs.documents,
+            inputs.sections,
+            files_key,
+            known_of=known_of,
+            stop_after=stop_after,
+        )
+        if stop_after is not None:
+            return out
         knowledge, knowledge_key = _select(recipe, run, display, inputs, written, weights)
         _save_questions(recipe, run, display, knowledge, knowledge_key)
         covered = measure_coverage(recipe, run, knowledge)
@@ -170,10 +182,12 @@ def _select(
     weights: Mapping[str, Any],
 ) -> tuple[Knowledge, dict[str, Any]]:
     """What trains and what measures; facts that the model knows already train on fewer questions."""
-    sections, dropped = inputs.sections, [*inputs.dropped, *written.dropped]
+    sections, dropped = inputs.sections, inputs.dropped
     knowledge, key = select_knowledge(recipe, sections, dropped, written.facts, written.qa)
     if recipe.probe.n_questions:
-        known = known_facts(recipe, run, display, knowledge, weights)
+        known = written.known
+        if known is None:
+            known = known_facts(recipe, run, display, knowledge, weights)
         knowledge, key = select_knowledge(recipe, sections, dropped, written.facts, written.qa, known=known)
         key |= {"known": sorted(known)}
     for warning in knowledge.warnings:

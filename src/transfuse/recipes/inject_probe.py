@@ -40,7 +40,11 @@ def known_facts(
     by_source = knowledge.train_by_source()
     asked: list[QAPair] = [pair for pairs in by_source.values() for pair in pairs[: recipe.probe.n_questions]]
     limit = recipe.evaluate.max_new_tokens
-    key = {**weights, "asked": [asdict(pair) for pair in asked], "max_new_tokens": limit}
+    key = {
+        **weights,
+        "asked": [(pair.source, pair.question, pair.answer) for pair in asked],
+        "max_new_tokens": limit,
+    }
     with run.stage("probe", key, version=PROBE_VERSION) as stage:
         if not stage.is_done:
             loaded = load_student(recipe)

@@ -31,6 +31,8 @@ from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import Document, Dropped, Fact, Section
 
 FACTS_VERSION, PARAPHRASES_VERSION, PAIRS_VERSION = 1, 1, 1
+PROBE_PAIRS = "probe_pairs"
+"""The stage of the questions that the model is probed with."""
 FACTS_FILE, PAIRS_FILE, LEDGER_FILE = "facts.jsonl", "qa.jsonl", "ledger.jsonl"
 
 T = TypeVar("T")
@@ -48,7 +50,8 @@ class Written:
     """Of each writing stage: requests asked, from the cache, sent, failed; tokens read and written."""
     ledger: list[dict[str, Any]] = field(default_factory=list)
     """What became of every sentence, fact and pair; empty where both files were given."""
-    dropped: list[Dropped] = field(default_factory=list)
+    known: list[str] | None = None
+    """Ids of the facts that the model knows, where that was asked before their questions were written."""
 
 
 @final
@@ -129,6 +132,7 @@ def write_knowledge(
     sections: Sequence[Section],
     files_key: Mapping[str, Any],
     *,
+    known_of: Callable[[Path, Path], list[str]],
     stop_after: StopAfter | None = None,
 ) -> Written:
     """The facts and questions of a run: the given files, or what the generator writes into the run folder.
@@ -140,6 +144,8 @@ def write_knowledge(
         documents: as read.
         sections: of the documents, screened.
         files_key: changes with the documents.
+        known_of: gives the facts that the model knows, from the files of facts and of a few questions about each;
+            called where the recipe probes, so that no more is written about them than is trained.
         stop_after: where to stop; the questions are not written after "facts".
 
     Returns:
@@ -165,16 +171,26 @@ def write_knowledge(
         if recipe.writing.pairs.paraphrases:
             facts_path, stage = _write_paraphrases(recipe, run, writer, sections, facts_path)
             stages.append(stage)
-        qa_path, stage = _write_pairs(recipe, run, writer, documents, sections, facts_path, files_key)
+        known: list[str] | None = None
+        if recipe.probe.n_questions and recipe.basis == "fact":
+            probed = recipe.model_copy(update={"scale": recipe.probe.n_questions})
+            probe_path, stage = _write_pairs(probed, run, writer, documents, sections, facts_path, files_key)
+            stages.append(stage)
+            known = known_of(facts_path, probe_path)
+        qa_path, stage = _write_pairs(
+            recipe, run, writer, documents, sections, facts_path, files_key, known=known
+        )
         stages.append(stage)
     if stop_after is not None:
         display.say(
             f"Questions are in {qa_path}; read and edit them, then run the same command without the stop."
         )
-    ledger = [line.value for each in stages for line in read_jsonl(each.folder / LEDGER_FILE)]
+    # What was written for the probe is written once more, and further, with the rest.
+    told = [each for each in stages if each.folder.name != PROBE_PAIRS]
+    ledger = [line.value for each in told for line in read_jsonl(each.folder / LEDGER_FILE)]
     write_jsonl(run.path / LEDGER_FILE, ledger)
     counts = {each.folder.name: _read(each.folder / "counts.json") for each in stages}
-    return Written(facts_path, qa_path, counts, ledger)
+    return Written(facts_path, qa_path, counts, ledger, known)
 
 
 def _write_facts(
@@ -240,9 +256,16 @@ def _write_pairs(
     sections: Sequence[Section],
     facts_path: Path,
     files_key: Mapping[str, Any],
+    *,
+    known: Sequence[str] | None = None,
 ) -> tuple[Path, Stage]:
+    """The questions; for a probe (`known` is not known yet, though it is asked for) in the stage's own folder."""
     settings = recipe.writing.pairs
     facts = load_facts(facts_path)
+    is_probe = recipe.probe.n_questions > 0 and known is None and recipe.basis == "fact"
+    scales = {
+        fact.id: recipe.probe.known_scale if fact.id in (known or ()) else recipe.scale for fact in facts
+    }
     key = {**files_key, **_generator_key(recipe), "pairs": settings.model_dump(mode="json")}
     key |= {"facts": file_sha256(facts_path), "basis": recipe.basis, "scale": recipe.scale}
     key |= {"seed": recipe.seed, "near_duplicate": recipe.coverage.near_duplicate}
@@ -250,9 +273,12 @@ def _write_pairs(
         key["embedder"] = recipe.coverage.embedder
     if recipe.basis == "token":
         key["tokenizer"] = recipe.model
-    with run.stage("pairs", key, version=PAIRS_VERSION) as stage:
+    if known is not None:
+        key["known"] = sorted(known)
+    with run.stage(PROBE_PAIRS if is_probe else "pairs", key, version=PAIRS_VERSION) as stage:
         if not stage.is_done:
-            sheet, counts = writer.run("questions", _pair_story(recipe, documents, sections, facts))
+            story = _pair_story(recipe, documents, sections, facts, scales, has_extras=not is_probe)
+            sheet, counts = writer.run("questions", story)
             ledger = ledger_rows(sheet)
             _save(stage, counts, ledger, PAIRS_FILE, [pair_row(pair) for pair in sheet.pairs])
             earlier = run.path / "facts" / LEDGER_FILE
@@ -261,11 +287,19 @@ def _write_pairs(
             if not sheet.pairs:
                 write_jsonl(run.path / LEDGER_FILE, [*before, *ledger])
                 raise DataError(_no_pairs(recipe, sheet, run.path / LEDGER_FILE))
+    if is_probe:
+        return stage.folder / PAIRS_FILE, stage
     return _published(run, stage, PAIRS_FILE, writer.display), stage
 
 
 def _pair_story(
-    recipe: InjectRecipe, documents: Sequence[Document], sections: Sequence[Section], facts: Sequence[Fact]
+    recipe: InjectRecipe,
+    documents: Sequence[Document],
+    sections: Sequence[Section],
+    facts: Sequence[Fact],
+    scales: Mapping[str, int],
+    *,
+    has_extras: bool,
 ) -> Callable[[Ask, Advance], Awaitable[PairSheet]]:
     """The writing of pairs, fact by fact or section by section; further kinds of pairs after the direct ones."""
     settings, titles = recipe.writing.pairs, titles_of_sections(sections)
@@ -293,12 +327,14 @@ def _pair_story(
             sources,
             ask,
             settings,
-            scale=recipe.scale,
+            scale=scales,
             title=_titles_of_facts(facts, titles),
             seed=recipe.seed,
             is_near=is_near,
             on_progress=on_progress,
         )
+        if not has_extras:
+            return sheet
         return await write_extra_pairs(
             sheet,
             facts,
