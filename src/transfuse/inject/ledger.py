@@ -12,6 +12,9 @@ Fate = Literal["covered", "short", "skipped", "failed"]
 """All pairs that were asked for; fewer; the generator declined, and said why; none."""
 FATES: tuple[Fate, ...] = ("covered", "short", "skipped", "failed")
 
+SURPLUS = "more than the scale asks for"
+"""Why a pair that passed every check is left out: there were enough; a greater scale takes it."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFate:

@@ -8,7 +8,7 @@ source only has the pairs that a run at that scale would have written.
 from collections.abc import Mapping, Sequence
 
 from transfuse.errors import GenerationError
-from transfuse.inject.ledger import Fate, PairSheet, SourceFate, counted_reasons
+from transfuse.inject.ledger import SURPLUS, Fate, PairSheet, SourceFate, counted_reasons
 from transfuse.inject.pair_checks import likeness
 from transfuse.inject.pair_drafts import Accepted, Draft
 from transfuse.types import Basis, Dropped, QAPair, Split
@@ -139,7 +139,7 @@ def _left_over(
         elif pair.key in owners:
             reason = f"is another source's question: {owners[pair.key]}"
         else:
-            reason = "more than the scale asks for"
+            reason = SURPLUS
         left.append((pair.question, reason))
     return left
 
@@ -160,7 +160,7 @@ def _fate(
         reason = draft.skip_reason
     elif fate != "covered":
         faults = [fault for _, fault in draft.faults]
-        told = [reason for reason in reasons if reason != "more than the scale asks for"]
+        told = [reason for reason in reasons if reason != SURPLUS]
         parts = [_shortfall(draft, evals, train), draft.ending, counted_reasons([*told, *faults])]
         reason = "; ".join(part for part in parts if part)
     return SourceFate(draft.kind, draft.id, fate, reason, len(train), len(evals), len(reasons))

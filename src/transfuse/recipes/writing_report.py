@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from transfuse.inject.ledger import FATES
+from transfuse.inject.ledger import FATES, SURPLUS
 from transfuse.inject.writing_plan import Work
 from transfuse.recipes.inject_coverage import Covered
 from transfuse.recipes.inject_writing import Written
@@ -43,8 +43,9 @@ def writing_report(recipe: InjectRecipe, written: Written, covered: Covered) -> 
         ],
         "fates": {fate: fates[fate] for fate in FATES if fates[fate]},
         "n_pairs": sum(row["n_train"] + row["n_eval"] for row in sources),
-        "n_dropped_pairs": len(dropped),
-        "drop_reasons": dict(reasons.most_common()),
+        "n_surplus_pairs": reasons[SURPLUS],
+        "n_dropped_pairs": len(dropped) - reasons[SURPLUS],
+        "drop_reasons": {reason: n for reason, n in reasons.most_common() if reason != SURPLUS},
     }
     return parts
 
@@ -74,4 +75,6 @@ def _cost(recipe: InjectRecipe, counts: Mapping[str, Mapping[str, int]]) -> floa
         sum(count["n_prompt_tokens"] for count in counts.values()),
         sum(count["n_reply_tokens"] for count in counts.values()),
     )
+    if not spent.n_prompt_tokens and any(count["n_sent"] for count in counts.values()):
+        return None  # the endpoint does not say what it counts
     return spent.cost(settings.price_in, settings.price_out)

@@ -151,8 +151,11 @@ class Writing(ReportPart):
     fates: dict[str, int] = Field(default_factory=dict)
     """How many facts (basis `token`: sections) came to each fate."""
     n_pairs: int = 0
-    """Pairs that passed every check."""
+    """Pairs that passed every check and are used."""
+    n_surplus_pairs: int = 0
+    """Pairs that passed as well, beyond what the scale asks for."""
     n_dropped_pairs: int = 0
+    """Pairs that failed a check."""
     drop_reasons: dict[str, int] = Field(default_factory=dict)
 
 
