@@ -5,7 +5,8 @@
 DATA is a folder with one folder a document, each holding document.md, facts.jsonl and qa.jsonl. A server in another
 process answers as a strong model would, from these files (tests/strong_endpoint.py), 50 ms after each request. Every
 document becomes facts and verified questions through `transfuse inject --stop-after questions`, 16 requests at once,
-with a new cache. The ideal is requests x 50 ms / 16; the time is that of the two writing stages.
+with a new cache; `all together` is one run over all of them. The ideal is requests x 50 ms / 16; the time is that of
+the two writing stages, the opening of connections and the waiting of later requests for earlier ones included.
 """
 
 import argparse
@@ -25,6 +26,26 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from generation_overhead import ANSWER_S, N_AT_ONCE, read_message
 
 from strong_endpoint import StrongModel
+
+TOGETHER = "all together"
+
+
+def gather(folders: list[Path], place: Path) -> Path:
+    """One folder with the documents, facts and questions of all, ids made different."""
+    (place / "documents").mkdir(parents=True)
+    for name, key in (("facts.jsonl", "id"), ("qa.jsonl", "fact")):
+        rows: list[str] = []
+        for folder in folders:
+            for text in (folder / name).read_text(encoding="utf-8").splitlines():
+                row = json.loads(text)
+                if key in row:
+                    row[key] = f"{folder.name}/{row[key]}"
+                rows.append(json.dumps(row))
+        (place / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    for folder in folders:
+        text = (folder / "document.md").read_text(encoding="utf-8")
+        (place / "documents" / f"{folder.name}.md").write_text(text, encoding="utf-8")
+    return place
 
 
 def serve(folder: Path, ready: Connection) -> None:
@@ -57,15 +78,8 @@ def serve(folder: Path, ready: Connection) -> None:
 
 def write(folder: Path, port: int, scale: int, out: Path) -> tuple[int, float]:
     """Requests and seconds of the writing stages of one run with a new cache."""
-    command = [
-        sys.executable,
-        "-m",
-        "transfuse.cli",
-        "inject",
-        str(folder / "document.md"),
-        "--out",
-        str(out),
-    ]
+    documents = folder / "documents" if (folder / "documents").is_dir() else folder / "document.md"
+    command = [sys.executable, "-m", "transfuse.cli", "inject", str(documents), "--out", str(out)]
     command += ["--model", "smollm2-135m", "--generator", f"openai:strong@http://127.0.0.1:{port}/v1"]
     command += ["--scale", str(scale), "--stop-after", "questions"]
     models = Path(os.environ.get("TRANSFUSE_CACHE", Path.home() / ".cache" / "transfuse")) / "models"
@@ -80,8 +94,33 @@ def write(folder: Path, port: int, scale: int, out: Path) -> tuple[int, float]:
     return n_requests, seconds
 
 
+def line(name: str, folder: Path, scale: int, n_rounds: int) -> str:
+    """The table's line of one document: its best round."""
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(folder, theirs), daemon=True)
+    server.start()
+    port = ours.recv()
+    with tempfile.TemporaryDirectory() as place:
+        runs = [
+            (*write(folder, port, scale, out), out)
+            for out in (Path(place) / str(number) for number in range(n_rounds))
+        ]
+        n_requests, seconds, out = min(runs, key=lambda run: run[1])
+        told = [json.loads(row) for row in (out / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+        sentences = [row for row in told if row["kind"] == "sentence"]
+        n_silent = sum(row["fate"] != "facts" for row in sentences)
+        facts = Counter(row["fate"] for row in told if row["kind"] == "fact")
+        n_pairs = len((out / "qa.jsonl").read_text(encoding="utf-8").splitlines())
+    server.kill()
+    ideal = n_requests * ANSWER_S / N_AT_ONCE
+    return (
+        f"| {name} | {len(sentences)} | {n_silent} | {facts.total()} | {facts['covered']} | {n_pairs} "
+        f"| {n_requests} | {seconds:.2f} | {seconds / ideal:.2f} |"
+    )
+
+
 def main() -> None:
-    """Run every document and print one line for each."""
+    """Run every document, then all of them together, and print one line for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,34 +130,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     names = arguments.documents or sorted(p.parent.name for p in arguments.data.glob("*/qa.jsonl"))
+    folders = [arguments.data / name for name in names]
     print("| document | sentences | without a fact | facts | covered | pairs | requests | s | x ideal |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for name in names:
-        folder = arguments.data / name
-        ours, theirs = multiprocessing.Pipe()
-        server = multiprocessing.Process(target=serve, args=(folder, theirs), daemon=True)
-        server.start()
-        port = ours.recv()
-        with tempfile.TemporaryDirectory() as place:
-            runs = [
-                (*write(folder, port, arguments.scale, out), out)
-                for out in (Path(place) / str(number) for number in range(arguments.rounds))
-            ]
-            n_requests, seconds, out = min(runs, key=lambda run: run[1])
-            told = [
-                json.loads(line) for line in (out / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
-            ]
-            sentences = [row for row in told if row["kind"] == "sentence"]
-            n_silent = sum(row["fate"] != "facts" for row in sentences)
-            facts = Counter(row["fate"] for row in told if row["kind"] == "fact")
-            n_pairs = len((out / "qa.jsonl").read_text(encoding="utf-8").splitlines())
-        server.kill()
-        ideal = n_requests * ANSWER_S / N_AT_ONCE
-        print(
-            f"| {name} | {len(sentences)} | {n_silent} | {facts.total()} | {facts['covered']} | {n_pairs} "
-            f"| {n_requests} | {seconds:.2f} | {seconds / ideal:.2f} |",
-            flush=True,
-        )
+    for folder in folders:
+        print(line(folder.name, folder, arguments.scale, arguments.rounds), flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        if len(folders) > 1:
+            together = gather(folders, Path(place) / "all")
+            print(line(TOGETHER, together, arguments.scale, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ class StrongModel:
 
     def __init__(self, facts: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> None:
         self._facts = facts
+        self._words = [set(answer_words(fact["fact"])) for fact in facts]
+        self._ids = {fact["fact"]: fact["id"] for fact in facts}
         self._pairs: dict[str, list[dict[str, Any]]] = {}
         for pair in sorted(pairs, key=lambda pair: pair["split"] == "train"):
             self._pairs.setdefault(pair["fact"] if pair["basis"] == "fact" else pair["section"], []).append(
@@ -64,14 +66,10 @@ class StrongModel:
     def _stated(self, text: str) -> list[dict[str, Any]]:
         """Each fact whose words stand, for the most part, in one of the shown sentences."""
         shown = [found["text"] for found in _FENCED.finditer(text)]
-        sentences = dict(_SENTENCE.findall(shown[-1]))
+        sentences = {number: set(answer_words(each)) for number, each in _SENTENCE.findall(shown[-1])}
         found: list[dict[str, Any]] = []
-        for fact in self._facts:
-            words = set(answer_words(fact["fact"]))
-            shares = {
-                number: len(words & set(answer_words(text))) / len(words)
-                for number, text in sentences.items()
-            }
+        for fact, words in zip(self._facts, self._words, strict=True):
+            shares = {number: len(words & others) / len(words) for number, others in sentences.items()}
             best = max(shares, key=shares.__getitem__, default=None)
             if best is not None and shares[best] >= 0.4:
                 found.append({"fact": fact["fact"], "sentences": [int(best)]})
@@ -79,10 +77,8 @@ class StrongModel:
 
     def _new_pairs(self, text: str, blocks: dict[str, str]) -> list[dict[str, str]]:
         taken = {question_key(line.removeprefix("- ")) for line in blocks.get("questions", "").splitlines()}
-        if "fact" in blocks:
-            source = next((fact["id"] for fact in self._facts if fact["fact"] == blocks["fact"]), "")
-        else:
-            source = blocks["subject"].rpartition(": ")[2]
+        heading = blocks["subject"].rpartition(": ")[2]
+        source = self._ids.get(blocks["fact"], "") if "fact" in blocks else heading
         asked = re.search(r"Write (\d+) new pairs", text)
         new = [pair for pair in self._pairs.get(source, []) if question_key(pair["question"]) not in taken]
         return [

@@ -1,7 +1,7 @@
 """Answers are compared as word lists: `38-35` is not `3835`, and `12` is not in `2012`."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfuse.text.answers import (
@@ -13,6 +13,7 @@ from transfuse.text.answers import (
     score_answer,
     token_f1,
 )
+from transfuse.text.wording import question_key
 
 
 @pytest.mark.parametrize(
@@ -116,3 +117,11 @@ def test_metrics_agree_with_one_another(given_words, gold):
     assert values["exact_match"] <= values["contains"] <= values["gold_recall"]
     assert values["exact_match"] <= values["f1"]
     assert {metric(gold, gold) for metric in (exact_match, token_f1, gold_recall, contains)} == {1.0}
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127)))
+@settings(max_examples=100, deadline=None)
+def test_plain_text_takes_the_same_way_as_any_other(text):
+    # One letter beyond ASCII sends the whole text down the general way.
+    assert [*answer_words(text), "é"] == answer_words(text + " é")
+    assert f"{question_key(text)} é".strip() == question_key(text + " é")

@@ -1,6 +1,7 @@
 """Documents to facts and questions by a generator: two stages, the ledger of both, and files that people edit."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,8 @@ PROBE_PAIRS = "probe_pairs"
 """The stage of the questions that the model is probed with."""
 FACTS_FILE, PAIRS_FILE, LEDGER_FILE = "facts.jsonl", "qa.jsonl", "ledger.jsonl"
 
+SHOW_EVERY_S = 0.2
+"""Telling of every reply would take longer than reading it."""
 T = TypeVar("T")
 StopAfter = Literal["facts", "questions"]
 """The file after which a run stops, for people to read and edit it."""
@@ -63,7 +66,7 @@ class Writer:
         self._recipe = recipe
         self._asker: Asker | None = None
         self._cache: ReplyCache | None = None
-        self._note: Callable[[AskerCounts], None] = lambda counts: None
+        self._note: Callable[[], None] = lambda: None
 
     def __enter__(self) -> "Writer":
         return self
@@ -84,16 +87,22 @@ class Writer:
         """
         asker = self._opened()
         before = asker.counts
-        done, total = 0, 0
+        done, total, shown_at = 0, 0, 0.0
         with self.display.bar(title) as advance:
 
-            def note(counts: AskerCounts) -> None:
-                advance(done, total, _asked(_since(before, counts)))
+            def show() -> None:
+                advance(done, total, _asked(_since(before, asker.counts)))
+
+            def note() -> None:
+                nonlocal shown_at
+                if time.monotonic() - shown_at > SHOW_EVERY_S:
+                    shown_at = time.monotonic()
+                    show()
 
             def on_progress(n_done: int, n_total: int, _: str = "") -> None:
                 nonlocal done, total
                 done, total = n_done, n_total
-                note(asker.counts)
+                show() if done == total else note()
 
             self._note = note
             result = run_asking(lambda ask: main(ask, on_progress), asker)
@@ -114,7 +123,7 @@ class Writer:
                 n_at_once=settings.n_at_once,
                 max_requests=settings.max_requests,
                 max_tokens=settings.max_tokens,
-                on_reply=lambda counts: self._note(counts),
+                on_reply=lambda counts: self._note(),
             )
         return self._asker
 

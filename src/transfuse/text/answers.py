@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _WORDS = re.compile(r"\d+(?:\.\d+)+|%|[^\s.%]+")
 _APOSTROPHES = re.compile(r"(?<=\w)['’](?=\w)")
+_ASCII_SIGNS = {code: " " for code in range(128) if not chr(code).isalnum() and chr(code) not in ".%"}
 _ARTICLES = frozenset({"a", "an", "the"})
 
 
@@ -23,10 +24,13 @@ def answer_words(text: str) -> list[str]:
     """Words of the normalised text; empty where nothing but articles and punctuation is left."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     folded = _APOSTROPHES.sub("", _THOUSANDS.sub("", folded))
-    # Marks belong to words: in many scripts the vowels are marks, which `\w` does not know.
-    folded = "".join(
-        sign if unicodedata.category(sign)[0] in "LMN" or sign in ".%" else " " for sign in folded
-    )
+    if folded.isascii():  # the same, many times faster
+        folded = folded.translate(_ASCII_SIGNS)
+    else:
+        # Marks belong to words: in many scripts the vowels are marks, which `\w` does not know.
+        folded = "".join(
+            sign if unicodedata.category(sign)[0] in "LMN" or sign in ".%" else " " for sign in folded
+        )
     return [word for word in _WORDS.findall(folded) if word not in _ARTICLES]
 
 
