@@ -116,7 +116,7 @@ def test_replay_comes_with_the_package(prompts):
 @pytest.mark.parametrize("texts", [[], [""], ["One.", 3]])
 def test_a_bad_replay_file_is_refused(prompts, tmp_path, texts):
     path = write_texts(tmp_path / "replay.jsonl", *texts)
-    with pytest.raises(DataError, match=r"replay\.jsonl: expected one"):
+    with pytest.raises(DataError, match=r"replay\.jsonl(:\d)?: .*expected (texts|a text)"):
         rows_of(prompts, replay_share=0.5, replay_texts=path)
 
 

@@ -16,10 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transfuse.errors import DataError
 from transfuse.generate.local import context_tokens
 from transfuse.io.chat import PromptFormat
-from transfuse.io.jsonl import read_jsonl
+from transfuse.io.texts import read_texts
 from transfuse.tensors.intervals import cluster_bootstrap
 from transfuse.types import Estimate
 
@@ -50,20 +49,10 @@ def load_texts(path: Path | None) -> list[str]:
     Raises:
         DataError: a row without text, or no row.
     """
-    if path is None:
-        with resources.as_file(resources.files("transfuse.evaluate") / "generic_text.jsonl") as bundled:
-            return load_texts(bundled)
-    texts: list[str] = []
-    for line in read_jsonl(path):
-        text = line.value.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(
-                f"{line.where}: 'text': expected a text that is not empty, got {text!r}; mend the line."
-            )
-        texts.append(text)
-    if not texts:
-        raise DataError(f'{path}: expected texts, one {{"text"}} a line; the file holds none.')
-    return texts
+    if path is not None:
+        return read_texts(path)
+    with resources.as_file(resources.files("transfuse.evaluate") / "generic_text.jsonl") as bundled:
+        return read_texts(bundled)
 
 
 def text_losses(

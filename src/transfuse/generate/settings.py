@@ -1,11 +1,10 @@
 """Settings of a generator; part of every recipe that has text written."""
 
 import re
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import (
-    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -66,12 +65,6 @@ class GeneratorSettings(StrictModel):
     """Price of a million prompt tokens, in any currency."""
     price_out: NonNegativeFloat | None = None
     """Price of a million reply tokens, in the same currency."""
-    temperature: NonNegativeFloat = 1.0
-    """Of sampling; 0 decodes greedily."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Share of the probability that sampling keeps, likeliest tokens first."""
-    max_new_tokens: PositiveInt = 1024
-    """Tokens after which a reply is cut."""
     key_env: str | None = None
     """Name of the environment variable that holds the key; none means TRANSFUSE_API_KEY, and OPENAI_API_KEY for
     api.openai.com. The key itself stands in no file."""

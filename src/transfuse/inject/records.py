@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from transfuse.errors import DataError
 from transfuse.io.chat import PromptFormat
 from transfuse.io.jsonl import read_jsonl
+from transfuse.io.texts import read_texts
 from transfuse.train.batches import TrainingRow
 from transfuse.types import Dropped, Fact, QAPair, StrictModel
 
@@ -169,9 +170,9 @@ def _replay(settings: RecordSettings, n_records: int, rng: random.Random) -> lis
         return []
     if settings.replay_texts is None:
         with resources.as_file(resources.files("transfuse.train") / "replay_text.jsonl") as bundled:
-            pool = _texts(bundled)
+            pool = read_texts(bundled)
     else:
-        pool = _texts(settings.replay_texts)
+        pool = read_texts(settings.replay_texts)
     return _drawn(pool, _n_shared(settings, n_records, settings.replay_share), rng)
 
 
@@ -227,10 +228,3 @@ def _is_chat(messages: Any) -> bool:
         )
         and messages[-1]["role"] == "assistant"
     )
-
-
-def _texts(path: Path) -> list[str]:
-    texts = [line.value.get("text") for line in read_jsonl(path)]
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f'{path}: expected one {{"text"}} a line, none empty; mend the file.')
-    return [str(text) for text in texts]

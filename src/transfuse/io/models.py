@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from transfuse.errors import ModelError
@@ -32,6 +30,7 @@ from transfuse.io.bundled import bundled_path
 from transfuse.io.files import atomic_folder
 from transfuse.io.gguf_files import gguf_setting, lean_gguf_reading, read_gguf
 from transfuse.io.precision import Precision, resolve_device, resolve_precision
+from transfuse.io.quiet import quiet
 from transfuse.io.references import ModelSource, check_model_folder, resolve_model
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError)
@@ -71,7 +70,7 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTra
     source = resolve_model(reference)
     if source.kind == "folder" and source.path is not None:
         check_model_folder(source.path, needs_weights=False)
-    with _quiet(), _explained(source):
+    with quiet("gguf", "numpy"), _explained(source):
         return _tokenizer_of(source, trust_remote_code=trust_remote_code)
 
 
@@ -105,7 +104,7 @@ def load_model(
     weight_dtype = torch.float32 if trainable else compute_dtype
     if source.kind == "folder" and source.path is not None:
         check_model_folder(source.path)
-    with _quiet(), _explained(source):
+    with quiet("gguf", "numpy"), _explained(source):
         tokenizer = _tokenizer_of(source, trust_remote_code=trust_remote_code)
         if source.kind in ("gguf", "bundled"):
             model = _gguf_model(_gguf_path(source), weight_dtype)
@@ -128,7 +127,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     Raises:
         RunFolderError: the folder cannot be written, or the disk is full.
     """
-    with atomic_folder(folder) as temporary, _quiet():
+    with atomic_folder(folder) as temporary, quiet("gguf", "numpy"):
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
@@ -295,20 +294,3 @@ def _causes(err: BaseException | None) -> Iterator[BaseException]:
     while err is not None:
         yield err
         err = err.__cause__ or err.__context__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers off the console, and restore its settings afterwards."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(transformers|gguf|numpy)\b")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()

@@ -1,11 +1,9 @@
 """Texts as unit vectors, whose dot products are cosine similarities."""
 
-import contextlib
 import hashlib
 import importlib.util
 import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
@@ -14,11 +12,11 @@ from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from jaxtyping import Float32
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from transfuse.errors import MissingExtraError, ModelError
 from transfuse.io.files import file_sha256
 from transfuse.io.precision import resolve_device
+from transfuse.io.quiet import quiet
 from transfuse.io.references import HUB_ID
 
 if TYPE_CHECKING:
@@ -113,7 +111,7 @@ def load_embedder(reference: str, *, device: str | None = None) -> SentenceEmbed
     on_device = resolve_device(device)
     if importlib.util.find_spec("sentence_transformers") is None:
         raise MissingExtraError(f"embeddings need sentence-transformers: {_INSTALL}")
-    with _quiet():
+    with quiet("sentence_transformers", "huggingface_hub"):
         folder = _folder(reference)
         _check_folder(reference, folder)
         from sentence_transformers import SentenceTransformer
@@ -225,22 +223,3 @@ def _identity(folder: Path) -> str:
 
 def _first_line(err: BaseException) -> str:
     return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' bars and warnings off the console, and restore their settings afterwards."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", module=r"(sentence_transformers|transformers|huggingface_hub)\b"
-            )
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()
