@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from transfuse.evaluate.bits_per_byte import bits_per_byte, load_texts, text_losses
@@ -252,6 +253,58 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+COMPARED = (
+    ("fact-5", "fact-1"),
+    ("fact-10", "fact-5"),
+    ("token-5", "token-1"),
+    ("fact-4", "token-5"),
+    ("fact-10", "token-5"),
+    ("distil-file-10", "fact-10"),
+    ("distil-own-1", "fact-1"),
+)
+"""Pairs of sets whose difference is told; on super-bowl-2023 `fact-4` has about as many tokens as `token-5`."""
+
+
+def differences(folder: Path, document: str) -> str:
+    """Paired differences between training sets, over the seeds that both have, with intervals over questions."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob(f"{document}.*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(result["set"], []).append(result)
+    lines = [
+        "| sets | eval | n | seeds | nats a token | F1, points | contained, points |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one, other in COMPARED:
+        seeds = {r["seed"] for r in found.get(one, [])} & {r["seed"] for r in found.get(other, [])}
+        for basis in BASES if seeds else ():
+            cells: list[str] = []
+            n_questions = 0
+            for metric, unit in (("nats", 1), ("f1", 100), ("contains", 100)):
+                ours, theirs = (
+                    _by_question([r for r in found[name] if r["seed"] in seeds], basis, metric)
+                    for name in (one, other)
+                )
+                change = np.array([unit * (ours[question] - theirs[question]) for question in ours])
+                n_questions = len(change)
+                drawn = np.random.default_rng(0).integers(0, n_questions, (10_000, n_questions))
+                low, high = np.quantile(change[drawn].mean(axis=1), [0.025, 0.975])
+                cells.append(f"{change.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
+            told = ", ".join(map(str, sorted(seeds)))
+            lines.append(f"| {one} - {other} | {basis} | {n_questions} | {told} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _by_question(results: Sequence[dict[str, Any]], basis: str, metric: str) -> dict[str, float]:
+    """Each evaluation question's value, averaged over seeds."""
+    values: dict[str, list[float]] = {}
+    for result in results:
+        for item in result[basis]["items"]:
+            value = item["gold_nats"] / item["gold_tokens"] if metric == "nats" else item[metric]
+            values.setdefault(item["question"], []).append(value)
+    return {question: sum(each) / len(each) for question, each in values.items()}
+
+
 def _rank(name: str) -> tuple[str, int]:
     kind, _, scale = name.partition("-")
     return kind, int(scale) if scale.isdigit() else 0
@@ -295,6 +348,8 @@ def main() -> None:
                     control = other if kind in ("fact-10", "token-10", "token-5") else None
                     run_one(arguments, document, control, kind, seed)
     print(table(arguments.out))
+    for name in arguments.documents:
+        print(f"\n{name}\n{differences(arguments.out, name)}")
 
 
 if __name__ == "__main__":

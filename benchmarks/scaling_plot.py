@@ -86,7 +86,15 @@ def main() -> None:
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(arguments.results.glob(f"{arguments.document}.*.json"))
     ]
-    with mpl.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "transfuse",
+            "font.size": 8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
         figure = Figure(figsize=(7, 7.5), layout="constrained")
         grid = figure.add_gridspec(3, 2)
         for column, basis in enumerate(BASES):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-STAGES = ["documents", "questions", "base", "training", "evaluation"]
+STAGES = ["documents", "questions", "coverage", "base", "training", "evaluation"]
 ROWS = ["base", "oracle", "adapter", "base/kept-out", "adapter/kept-out"]
 
 
