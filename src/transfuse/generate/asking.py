@@ -12,9 +12,6 @@ from transfuse.generate.reply_cache import ReplyCache, reply_key
 
 T = TypeVar("T")
 
-N_TURNS_TO_SEND = 3
-"""Turns of the event loop in which a waiting request is certainly sent."""
-
 GRACE_S = 2.0
 """How long replies on their way are waited for where asking ends in an error."""
 
@@ -172,9 +169,6 @@ class Asker:
             n_prompt_tokens=reply.n_prompt_tokens,
             n_reply_tokens=reply.n_reply_tokens,
         )
-        # The free place is taken again before this reply is worked on, which takes longer than sending.
-        for _ in range(N_TURNS_TO_SEND):
-            await asyncio.sleep(0)
         return reply
 
     def _refuse(self) -> None:
