@@ -324,11 +324,17 @@ def test_nobody_to_write_and_no_files_says_both_ways(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_endpoint_that_is_not_there(transfuse: Callable, written: Callable, tmp_path: Path):
-    done = transfuse(*written("http://127.0.0.1:9", tmp_path / "run"))
+def test_an_endpoint_that_is_not_there_and_then_the_right_one(
+    transfuse: Callable, written: Callable, endpoint: FaultyEndpoint, tmp_path: Path
+):
+    done = transfuse(*written("http://127.0.0.1:9", tmp_path / "run", "--stop-after", "facts"))
     assert done.code == 1
     assert "http://127.0.0.1:9" in done.err
     assert "Traceback" not in done.err
+    done = transfuse(*written(endpoint.url, tmp_path / "run", "--stop-after", "facts"))
+    assert done.code == 0, done.err
+    done = transfuse(*written("http://127.0.0.1:9", tmp_path / "run", "--stop-after", "facts"))
+    assert "holds a different run" in done.err  # somebody else has written by now
 
 
 def test_a_model_that_the_endpoint_does_not_have(

@@ -83,7 +83,7 @@ def run_inject(
     display = Display()
     started = _now()
     inputs = _check_inputs(recipe)
-    with open_run(out, resolved(recipe), overwrite=overwrite, free=WITHOUT_EFFECT) as run:
+    with open_run(out, resolved(recipe), overwrite=overwrite, free=_free_keys(out)) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         files_key = _save_sections(recipe, run, inputs)
         weights = {
@@ -121,6 +121,12 @@ def run_inject(
         write_json(run.path / "report.json", report)
         write_json(run.path / "manifest.json", manifest(command, started, _now()))
     return out
+
+
+def _free_keys(out: Path) -> frozenset[str]:
+    """Settings that may differ from an earlier run's there; a generator that has written nothing is one."""
+    has_written = any((out / stage / "done.json").is_file() for stage in ("facts", "paraphrases", "pairs"))
+    return WITHOUT_EFFECT if has_written else WITHOUT_EFFECT | {"generator.reference"}
 
 
 @dataclass(frozen=True)
