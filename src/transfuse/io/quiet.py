@@ -12,7 +12,7 @@ def quiet(*modules: str) -> Iterator[None]:
     """Keep the bars of transformers, and the warnings of it and other modules, off the console for a while.
 
     Args:
-        modules: further packages whose warnings are passed over.
+        *modules: further packages whose warnings are passed over.
     """
     verbosity = transformers_logging.get_verbosity()
     had_bars = transformers_logging.is_progress_bar_enabled()
