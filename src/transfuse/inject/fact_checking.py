@@ -13,10 +13,9 @@ from transfuse.inject.fact_words import (
     names_of,
     numbers_of,
     scripts_of,
-    word_set,
     words_of,
 )
-from transfuse.text.wording import question_key
+from transfuse.text.wording import question_key, word_set
 
 MAX_WORDS = 60
 MAX_CHARS = 600

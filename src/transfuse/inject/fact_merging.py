@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float
 from rapidfuzz import fuzz, process
 
-from transfuse.inject.fact_words import n_negations, names_of, number_words, signs_of, word_set, words_of
+from transfuse.inject.fact_words import n_negations, names_of, number_words, signs_of, words_of
+from transfuse.text.wording import word_set
 from transfuse.types import Dropped, Fact
 
 Similar = Callable[[list[str]], Float[np.ndarray, "n n"]]

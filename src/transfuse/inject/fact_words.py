@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from transfuse.text.answers import answer_words
+from transfuse.text.wording import word_set
 
 _POSSESSIVE = re.compile(r"(?<=\w)['’]s\b|(?<=s)['’](?!\w)")
 _WORD = re.compile(r"[^\W_]+")
@@ -17,11 +18,6 @@ _SHORT_NAME = re.compile(r"\b[A-Z]{2,6}\b")
 _LONG_NAME = re.compile(r"\b[A-Z]\w+(?:[\s-]+(?:(?:of|the|and|for)\s+){0,2}[A-Z]\w+)+")
 _SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 """Letters of scripts that are written without spaces between words."""
-
-
-def word_set(listed: str) -> frozenset[str]:
-    """The words of a list that is written with spaces."""
-    return frozenset(listed.split())
 
 
 FUNCTION_WORDS = word_set(

@@ -15,7 +15,7 @@ from transfuse.inject.pair_prompts import drawn, paraphrases_request
 from transfuse.inject.pair_settings import PairSettings
 from transfuse.text.answers import answer_words
 from transfuse.text.replies import read_items
-from transfuse.text.wording import question_key
+from transfuse.text.wording import question_key, word_set
 from transfuse.types import Dropped, Fact
 
 
@@ -33,15 +33,11 @@ _WORD = re.compile(r"[^\W\d_](?:[\w]|[-'’](?=\w))*")
 _POSSESSIVE = re.compile(r"['’]s?$")
 
 
-def _words(listed: str) -> frozenset[str]:
-    return frozenset(listed.split())
-
-
-_QUANTITIES = _words(
+_QUANTITIES = word_set(
     "two three four five six seven eight nine ten eleven twelve hundred thousand million billion trillion % "
     "not no never none neither nor without"
 )
-_OPENERS = _words(
+_OPENERS = word_set(
     "a about according after all along among an and around as at back before between both by during each every "
     "first for from he her his in into it its just more next of on once one only our out over she since that the "
     "their there these they this those through to today together under until up upon when where while who with"

@@ -11,6 +11,7 @@ from transfuse.inject.pair_prompts import judge_request, verify_request
 from transfuse.inject.pair_settings import PairSettings
 from transfuse.text.answers import answer_words, contains
 from transfuse.text.replies import read_json
+from transfuse.text.wording import word_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +37,14 @@ class _Reading:
     """Why there is none."""
 
 
-_NEGATIONS = frozenset(
-    {"not", "no", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot"}
-)
-
-
-def _words(listed: str) -> frozenset[str]:
-    return frozenset(listed.split())
-
-
-_NEGATIONS = _words("not no never none nobody nothing neither nor without cannot")
-_NUMBER_NAMES = _words(
+_NEGATIONS = word_set("not no never none nobody nothing neither nor without cannot")
+_NUMBER_NAMES = word_set(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million "
     "billion trillion dozen half third quarter first second fourth fifth sixth seventh eighth ninth tenth once "
     "twice thrice hundreds thousands millions billions m bn k %"
 )
-_LITTLE_WORDS = _words(
+_LITTLE_WORDS = word_set(
     "of in on at by for from to with and or but as is are was were be been it its he she they his her their "
     "this that these those there very about around"
 )

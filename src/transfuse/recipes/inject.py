@@ -20,7 +20,7 @@ from transfuse.evaluate.bits_per_byte import bits_per_byte, load_texts, text_los
 from transfuse.evaluate.questions import ask_questions
 from transfuse.generate.local import context_tokens
 from transfuse.generate.references import check_generator
-from transfuse.inject.knowledge import load_facts, load_pairs
+from transfuse.inject.knowledge import load_facts
 from transfuse.inject.records import load_chats, training_rows
 from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.io.files import file_sha256, write_json
@@ -157,11 +157,10 @@ def _check_inputs(recipe: InjectRecipe) -> _Inputs:
     if recipe.generator is not None:
         check_generator(recipe.generator)
     documents, sections, dropped = read_sections(recipe)
-    if recipe.facts is not None:
-        facts = load_facts(recipe.facts)
-        if recipe.qa is not None:
-            load_pairs(recipe.qa, facts)
-            select_knowledge(recipe, sections, dropped, recipe.facts, recipe.qa)
+    if recipe.facts is not None and recipe.qa is not None:
+        select_knowledge(recipe, sections, dropped, recipe.facts, recipe.qa)
+    elif recipe.facts is not None:
+        load_facts(recipe.facts)
     return _Inputs(documents, sections, dropped)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from rapidfuzz.distance import LCSseq
 
+from transfuse.text.wording import word_set
+
 Span = tuple[int, int]
 """Start and end character offsets."""
 
@@ -26,28 +28,26 @@ _MAX_QUOTED_CHARS = 200
 _NEXT = re.compile(r"[\s\"'“”‘’«»‹›„(\[「『*_¿¡—–-]*(\w+)?")
 
 
-def _words(listed: str) -> frozenset[str]:
-    return frozenset(listed.split())
-
-
-_NEVER_LAST = _words(
+_NEVER_LAST = word_set(
     "mr mrs ms messrs dr prof rev fr hon gen col maj capt cmdr lt sgt cpl pvt adm gov sen rep pres st mt ft "
     "vs cf viz eg ie e.g i.e al resp approx ca est bzw vgl z.b d.h u.a sog mme mlle m.m sr sra srta dª"
 )
 """Abbreviations after which the sentence goes on."""
-_BEFORE_NUMBER = _words(
+_BEFORE_NUMBER = word_set(
     "no nos nr num vol vols p pp ch chap sec sect art fig figs eq eqs tab app para par v ver op bd s abs "
     "jan feb mar apr jun jul aug sep sept oct nov dec n núm pág"
 )
 """Abbreviations after which the sentence goes on where a number follows."""
-_MAYBE_LAST = _words("inc ltd co corp llc bros jr sr esq etc dept univ ave blvd rd u.s u.k u.n a.m p.m")
+_MAYBE_LAST = word_set("inc ltd co corp llc bros jr sr esq etc dept univ ave blvd rd u.s u.k u.n a.m p.m")
 """Abbreviations after which the sentence ends where the next word is one that begins sentences."""
-_BEGINNERS = _words(
+_BEGINNERS = word_set(
     "the a an it its he she they we i you his her their this that these those there in on at by for from "
     "after before during when while as if but and however although since with both several most some all each "
     "der die das er sie es ein eine le la les il elle el los las un une"
 )
-_GERMAN_MONTHS = _words("januar februar märz april mai juni juli august september oktober november dezember")
+_GERMAN_MONTHS = word_set(
+    "januar februar märz april mai juni juli august september oktober november dezember"
+)
 
 
 def split_sentences(text: str) -> list[Span]:

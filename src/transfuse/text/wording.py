@@ -1,4 +1,4 @@
-"""When two wordings are the same."""
+"""Words of lists, and when two wordings are the same."""
 
 import unicodedata
 
@@ -13,3 +13,8 @@ def question_key(question: str) -> str:
     return " ".join(
         "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in folded).split()
     )
+
+
+def word_set(listed: str) -> frozenset[str]:
+    """The words of a list that is written with spaces."""
+    return frozenset(listed.split())
