@@ -30,13 +30,13 @@ from transfuse.generate.local import LocalGenerator
 from transfuse.inject.knowledge import load_facts, load_pairs
 from transfuse.inject.prompt_distillation import DistillationSettings, teacher_answers, teacher_rows
 from transfuse.inject.records import RecordSettings, training_rows
-from transfuse.inject.sections import split_sections
 from transfuse.inject.selection import Selection, select_pairs
 from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.io.documents import read_documents
 from transfuse.io.files import write_json
 from transfuse.io.models import LoadedModel, load_model
 from transfuse.text.answers import score_answer
+from transfuse.text.sections import split_sections
 from transfuse.train.adapters import attach_lora
 from transfuse.train.batches import TrainingRow, packed_passes
 from transfuse.train.loop import train

@@ -25,6 +25,10 @@ class RunFolderError(TransfuseError, OSError):
     """A run folder cannot be used: it belongs to another run, is unwritable, or the disk is full."""
 
 
+class IndexFolderError(TransfuseError, ValueError):
+    """A knowledge index cannot be used: none is there, it is damaged, or made with another embedding model."""
+
+
 class TrainingError(TransfuseError, RuntimeError):
     """Training cannot go on (the loss is not finite, no record fits the context)."""
 

@@ -11,8 +11,8 @@ from reportlab.pdfgen.canvas import Canvas
 
 from transfuse.errors import DocumentError, MissingExtraError
 from transfuse.io.documents import READERS, read_documents
-from transfuse.io.markup import RAISED, shift_digits
 from transfuse.io.pdf import Bookmark, Line, join_lines, mark_headings, strip_running_lines
+from transfuse.text.shifted_digits import RAISED, shift_digits
 from transfuse.types import Document, Dropped
 
 

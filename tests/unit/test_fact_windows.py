@@ -8,7 +8,7 @@ from transfuse.inject.fact_windows import (
     sentences_behind,
     stated_numbers,
 )
-from transfuse.inject.sections import split_sections
+from transfuse.text.sections import split_sections
 from transfuse.types import Document
 
 TEXT = "# T\n\nAnn *won*. Bob lost 3.\n\n## B\n\nEve left.\n"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transfuse.errors import BudgetError
 from transfuse.generate.protocol import Reply, Request
 from transfuse.inject.fact_writing import FactSettings, FactSheet, write_facts
-from transfuse.inject.sections import split_sections
 from transfuse.io.documents import read_documents
+from transfuse.text.sections import split_sections
 from transfuse.types import Document, Dropped
 
 TEXT = """\

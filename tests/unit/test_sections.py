@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfuse.errors import DataError
-from transfuse.inject.sections import screen_sections, split_sections
+from transfuse.text.sections import screen_sections, split_sections
 from transfuse.types import Document, Dropped, Section
 
 

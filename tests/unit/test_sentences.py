@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfuse.inject.sections import split_sections
+from transfuse.text.sections import split_sections
 from transfuse.text.sentences import locate, split_sentences
 from transfuse.types import Document
 

@@ -6,13 +6,11 @@ import warnings
 from typing import TYPE_CHECKING
 
 from transfuse.errors import DocumentError, MissingExtraError
+from transfuse.text.shifted_digits import LOWERED, RAISED, shift_digits
 from transfuse.types import Document, Dropped
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
-
-RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
-LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
 
 _NEVER_PROSE = (
     "script, style, template, noscript, iframe, object, svg, img, picture, video, audio, canvas, "
@@ -23,11 +21,6 @@ _HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 _NOTE_LINK = re.compile(r"^#(?:.*note|.*\bfn|.*\bref|cite)", re.IGNORECASE)
 _OLE_CONTAINER = bytes.fromhex("d0cf11e0a1b11ae1")
 _DOCX_STYLES = "p[style-name='Title'] => h1.title:fresh\np[style-name='Subtitle'] => p:fresh"
-
-
-def shift_digits(text: str, table: dict[int, int]) -> str:
-    """Digits and signs raised or lowered, so that 10<sup>6</sup> does not become 106; other text as it is."""
-    return text.translate(table) if all(ord(char) in table for char in text) else text
 
 
 def read_html(data: bytes, where: str) -> tuple[Document, list[Dropped]]:

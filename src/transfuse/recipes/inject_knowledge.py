@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from transfuse.errors import DataError
 from transfuse.inject.knowledge import load_facts, load_pairs
 from transfuse.inject.near_questions import screen_near_questions
-from transfuse.inject.sections import screen_sections, split_sections
 from transfuse.inject.selection import Selection, select_pairs
 from transfuse.io.bundled import cache_folder
 from transfuse.io.documents import read_documents
@@ -19,6 +18,7 @@ from transfuse.io.models import load_tokenizer
 from transfuse.knowledge.embedding_cache import CachedEmbedder
 from transfuse.knowledge.embeddings import load_embedder
 from transfuse.recipes.schema import InjectRecipe
+from transfuse.text.sections import screen_sections, split_sections
 from transfuse.types import Document, Dropped, Fact, QAPair, Section
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from transfuse import __version__
+from transfuse.cli.terminal import console
 from transfuse.errors import TransfuseError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -179,7 +180,7 @@ def plan(
             trust_remote_code=trust_remote_code,
         )
         recipe = make_recipe({**tree, "seed": 17}, settings or [], where="transfuse plan")
-    _console().print(plan_table(recipe))
+    console().print(plan_table(recipe))
 
 
 @app.command()
@@ -253,7 +254,7 @@ def models(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         from transfuse.recipes.models import models_table
 
-        _console().print(models_table())
+        console().print(models_table())
 
 
 @models_app.command("get")
@@ -299,14 +300,8 @@ def _show(run_folder: Path) -> None:
     from transfuse.report import read_report, result_table, write_page
 
     page = write_page(run_folder)
-    _console().print(result_table(read_report(run_folder)))
+    console().print(result_table(read_report(run_folder)))
     typer.echo(f"Page: {page}")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 100)
 
 
 def _typed_lines() -> Any:
@@ -333,7 +328,3 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)
-
-
-if __name__ == "__main__":
-    main()

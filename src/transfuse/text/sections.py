@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
 from transfuse.errors import DataError
-from transfuse.inject.plain_text import n_tables, plain_lines, plain_text, plain_title
+from transfuse.text.plain_text import n_tables, plain_lines, plain_text, plain_title
 from transfuse.types import Document, Dropped, Section
 
 _MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from markdown_it.tree import SyntaxTreeNode
 
-from transfuse.io.markup import LOWERED, RAISED, shift_digits
+from transfuse.text.shifted_digits import LOWERED, RAISED, shift_digits
 
 _NOTE_MARK = re.compile(r"\s*\[\^[^\]\s]+\]")
 _NOTE_START = re.compile(r"(?:^|\s+)\[\^[^\]\s]+\]:\s*")
