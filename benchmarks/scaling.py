@@ -124,7 +124,8 @@ def distilled_rows(
 ) -> tuple[list[TrainingRow], dict[str, Any]]:
     """Rows of prompt distillation, the teacher having the fact's section in view; and how right its answers are."""
     texts = {section.title: section.text for section in document.sections}
-    contexts = {fact.id: texts[fact.section] for fact in document.facts}
+    sections = {fact.id: fact.section for fact in document.facts}
+    contexts = {pair.id: texts[sections[pair.source]] for pair in pairs}
     started = time.monotonic()
     generator = LocalGenerator(loaded.model, prompts, loaded.precision)
     answers, dropped = teacher_answers(pairs, contexts, settings, generator, max_new_tokens=64, seed=seed)

@@ -28,10 +28,15 @@ def recipe_page() -> str:
 def _rows(kind: type[BaseModel], prefix: str) -> list[str]:
     rows: list[str] = []
     for name, field in kind.model_fields.items():
-        if inner := settings_class(field):
+        inner = settings_class(field)
+        meaning = " ".join((field.description or "").split())
+        if inner and meaning:  # a group that may be left out says so itself
+            rows.append(
+                f"| `{prefix}{name}` | {'none' if field.default is None else 'as follows'} | {meaning} |"
+            )
+        if inner:
             rows += _rows(inner, f"{prefix}{name}.")
         else:
-            meaning = " ".join((field.description or "").split())
             rows.append(f"| `{prefix}{name}` | {_default(field.default)} | {meaning} |")
     return rows
 

@@ -22,7 +22,7 @@ from transfuse.types import QAPair
 
 CPU = torch.device("cpu")
 
-CONTEXTS = {
+SECTIONS = {
     "cup": "Spain won the cup in 2023.",
     "final": "The final was in Sydney, on 20 August.",
     "goal": "The captain scored in the first half.",
@@ -37,6 +37,7 @@ PAIRS = [
     for source, asked in ASKED.items()
     for n, (question, answer) in enumerate(asked)
 ]
+CONTEXTS = {pair.id: SECTIONS[pair.source] for pair in PAIRS}
 ANSWERS = {pair.id: pair.answer for pair in PAIRS}
 
 
@@ -87,7 +88,7 @@ def dense_kl(
     """KL(teacher with the section || student without) at every token of every answer."""
     values = []
     for pair in PAIRS:
-        with_section = answer_logits(teacher, prompts, pair, CONTEXTS[pair.source]) / temperature
+        with_section = answer_logits(teacher, prompts, pair, CONTEXTS[pair.id]) / temperature
         without = answer_logits(student, prompts, pair, None) / temperature
         log_probs = with_section.log_softmax(1)
         values.append((log_probs.exp() * (log_probs - without.log_softmax(1))).sum(1))
@@ -202,7 +203,7 @@ def test_a_teachers_targets_are_those_of_transformers_row_by_row(load, prompts, 
     monkeypatch.setattr(prompt_distillation, "MAX_TOKENS_PER_PASS", 150)  # the questions on the cup take two
     model = load()
     for row, pair in zip(rows_of(model, prompts, top_k=5, temperature=0.8), PAIRS, strict=True):
-        logits = answer_logits(model, prompts, pair, CONTEXTS[pair.source])
+        logits = answer_logits(model, prompts, pair, CONTEXTS[pair.id])
         expected = (logits / 0.8).log_softmax(1).topk(5)
         assert row.soft is not None
         assert torch.equal(row.soft.token_ids.long(), expected.indices)
@@ -223,7 +224,7 @@ def test_training_brings_the_answers_without_the_section_to_those_with_it(tmp_pa
         return sum(
             int(
                 (
-                    answer_logits(load(), prompts, p, CONTEXTS[p.source]).argmax(1)
+                    answer_logits(load(), prompts, p, CONTEXTS[p.id]).argmax(1)
                     == answer_logits(model, prompts, p, None).argmax(1)
                 ).sum()
             )

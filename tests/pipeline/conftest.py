@@ -154,6 +154,7 @@ def inject_arguments(isles: Isles, chat_folder: Path) -> Callable[..., list[str]
             "train.batch_rows": 4,
             "train.learning_rate": 0.05,
             "coverage.embedder": "null",
+            "rag": "null",
             "evaluate.max_new_tokens": 8,
             "evaluate.texts": json.dumps({"tiny": str(isles.texts)}),
         }

@@ -31,6 +31,7 @@ def test_smollm2_learns_the_first_facts_of_orvessa(
     (tmp_path / "texts.jsonl").write_text('{"text": "The harbour lay still, and the ferry was late."}\n')
     settings = {
         "evaluate.oracle": "false",
+        "rag": "null",
         "evaluate.max_new_tokens": 16,
         "evaluate.texts": json.dumps({"harbour": str(tmp_path / "texts.jsonl")}),
         "kept_out_share": 0.17,

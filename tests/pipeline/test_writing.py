@@ -57,6 +57,7 @@ def written(isles: Any, chat_folder: Path) -> Callable[..., list[str]]:
             "evaluate.oracle": "false",
             "evaluate.texts": json.dumps({"tiny": str(isles.texts)}),
             "coverage.embedder": "null",
+            "rag": "null",
             "generator.timeout_s": 2,
         }
         return [

@@ -11,7 +11,7 @@ import pytest
 from transfuse.errors import DataError, RunFolderError
 from transfuse.knowledge import embedding_cache as module
 from transfuse.knowledge.embedding_cache import CachedEmbedder
-from transfuse.knowledge.embeddings import Embedder
+from transfuse.knowledge.embeddings import Embedder, RetrievalEmbedder, Role
 
 
 class CountingEmbedder:
@@ -28,6 +28,31 @@ class CountingEmbedder:
             raise KeyboardInterrupt
         self.asked += texts
         return np.array([[len(text), len(self.identity)] for text in texts], dtype=np.float32).reshape(-1, 2)
+
+
+class RoleEmbedder:
+    """A text's vector holds its length and its role."""
+
+    n_dimensions = 2
+    identity = "roles"
+    max_tokens = 9
+
+    def __init__(self, plain_roles: frozenset[Role] = frozenset()) -> None:
+        self.plain_roles = plain_roles
+        self.asked: list[tuple[str, int]] = []
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+    def embed(self, texts: Sequence[str], on_texts: object = None, role: int = 0) -> np.ndarray:
+        self.asked += [(text, role) for text in texts]
+        return np.array([[len(text), role] for text in texts], dtype=np.float32).reshape(-1, 2)
+
+    def embed_passages(self, texts: Sequence[str], on_texts: object = None) -> np.ndarray:
+        return self.embed(texts, role=1)
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self.embed(texts, role=2)
 
 
 def embed_many(path: Path, start: int) -> None:
@@ -49,6 +74,27 @@ def test_a_text_is_embedded_once_and_comes_back_in_its_places(tmp_path):
     assert plain.asked == ["a", "ccc", "é", "bb"]
     assert told == [(1, 3), (3, 3)]
     assert cached.embed([]).shape == (0, 2)
+
+
+def test_roles_are_kept_apart_but_where_they_make_no_difference(tmp_path):
+    own = RoleEmbedder()
+    cached = CachedEmbedder(own, tmp_path / "cache.sqlite")
+    assert isinstance(cached, RetrievalEmbedder)
+    assert (cached.max_tokens, cached.count_tokens(["abc"])) == (9, [3])
+    for _ in range(2):
+        assert cached.embed(["a"]).tolist() == [[1, 0]]
+        assert cached.embed_passages(["a", "bb"]).tolist() == [[1, 1], [2, 1]]
+        assert cached.embed_queries(["a"]).tolist() == [[1, 2]]
+    assert own.asked == [("a", 0), ("a", 1), ("bb", 1), ("a", 2)]
+    plain = RoleEmbedder(frozenset({"passage"}))
+    cached = CachedEmbedder(plain, tmp_path / "cache.sqlite")
+    assert cached.embed_passages(["a", "ccc"]).tolist() == [[1, 0], [3, 0]]
+    assert plain.asked == [("ccc", 0)]
+
+
+def test_an_embedder_without_roles_stays_one_when_it_is_cached(tmp_path):
+    cached = CachedEmbedder(CountingEmbedder(), tmp_path / "cache.sqlite")
+    assert not isinstance(cached, RetrievalEmbedder)
 
 
 def test_another_model_and_vectors_of_another_length_are_not_mixed_up(tmp_path):

@@ -10,12 +10,13 @@ from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.train.batches import TrainingRow
 from transfuse.types import Dropped, QAPair
 
-CONTEXTS = {"cup": "Spain won the cup.", "final": "The final was in Sydney."}
+SECTIONS = {"cup": "Spain won the cup.", "final": "The final was in Sydney."}
 PAIRS = [
     QAPair("q1", "token", "cup", "train", "Who won?", "Spain"),
     QAPair("q2", "token", "final", "train", "Where was the final?", "In Sydney"),
     QAPair("q3", "token", "cup", "train", "What did Spain win?", "The cup"),
 ]
+CONTEXTS = {pair.id: SECTIONS[pair.source] for pair in PAIRS}
 GOLD = {pair.id: pair.answer for pair in PAIRS}
 
 
@@ -49,7 +50,7 @@ def test_a_teacher_is_asked_with_the_section_before_it():
     )
     assert (answers, dropped) == ({"q1": "yes", "q2": "yes", "q3": "yes"}, [])
     assert [(each.question, each.context) for each in generator.asked] == [
-        (pair.question, CONTEXTS[pair.source]) for pair in PAIRS
+        (pair.question, CONTEXTS[pair.id]) for pair in PAIRS
     ]
     assert {(each.max_new_tokens, each.temperature, each.seed) for each in generator.asked} == {(9, 0.0, 0)}
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -164,7 +165,7 @@ def test_pairs_without_a_row_say_why(model, prompts, monkeypatch):
 
     monkeypatch.setattr(PromptFormat, "encode_pair", merges)
     stranger = QAPair("q4", "token", "moon", "train", "Who went?", "Nobody")
-    n_tokens = sum(map(len, real(prompts, PAIRS[1].question, "In Sydney", context=CONTEXTS["final"])))
+    n_tokens = sum(map(len, real(prompts, PAIRS[1].question, "In Sydney", context=SECTIONS["final"])))
     rows, dropped = rows_of(
         model, prompts, [*PAIRS, stranger], {**GOLD, "q4": "Nobody"}, max_length_tokens=n_tokens - 1
     )

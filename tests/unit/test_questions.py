@@ -55,16 +55,16 @@ def test_each_question_is_asked_once_and_scored_in_order():
     ]
 
 
-def test_the_context_is_that_of_the_pairs_source():
-    script = Scripted(Reply("x"), Reply("y"))
-    contexts = {"f1": "About one.", "f2": "About two."}
-    ask_questions([pair(1, source="f2"), pair(2, source="f1")], script, contexts=contexts)
-    assert [request.context for request in script.requests] == ["About two.", "About one."]
+def test_each_pair_has_a_context_of_its_own_or_none():
+    script = Scripted(Reply("x"), Reply("y"), Reply("z"))
+    contexts = {"q1": "About one.", "q2": None, "q3": "About three."}  # all of one source
+    ask_questions([pair(3), pair(1), pair(2)], script, contexts=contexts)
+    assert [request.context for request in script.requests] == ["About three.", "About one.", None]
 
 
-def test_a_source_without_context_is_an_error():
+def test_a_pair_that_the_contexts_lack_is_an_error():
     with pytest.raises(KeyError):
-        ask_questions([pair(1, source="f2")], Scripted(Reply("x")), contexts={"f1": "..."})
+        ask_questions([pair(1, source="f2")], Scripted(Reply("x")), contexts={"q2": "..."})
 
 
 def test_a_failed_reply_is_unscorable_with_its_reason():

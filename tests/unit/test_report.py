@@ -14,9 +14,15 @@ from rich.console import Console
 
 from transfuse.errors import RunFolderError
 from transfuse.report import Report, read_report, result_table, write_page
-from transfuse.report.load import CurvePoint, FactResult, MetricValue
+from transfuse.report.load import CurvePoint, FactResult, MetricValue, TriedK
 from transfuse.report.page import page_html, score_text, setting_text
-from transfuse.report.plots import metrics_chart, questions_per_fact_plot, smoothed, training_chart
+from transfuse.report.plots import (
+    metrics_chart,
+    questions_per_fact_plot,
+    smoothed,
+    training_chart,
+    tuning_chart,
+)
 from transfuse.report.verdict import fact_outcome, is_right, verdict
 from transfuse.report.wording import (
     duration_text,
@@ -260,6 +266,105 @@ def test_n_counts_questions_and_not_texts() -> None:
 def test_settings_and_scores_read_as_words() -> None:
     assert setting_text(["q_proj", True, None]) == "q_proj, yes, –"
     assert score_text({"contains": 1.0, "f1": 0.4}) == "Contains gold 1 · F1 0.40"
+
+
+# Retrieval
+
+
+@pytest.fixture
+def with_passages(content: dict[str, Any], run: Path) -> Path:
+    """The finished run folder with the rows of retrieval in it."""
+    rows = {row["name"]: row for row in content["rows"]}
+    rows |= {"rag": row("rag", 40, 64), "adapter+rag": row("adapter+rag", 62, 64)}
+    rows |= {
+        f"{name}/kept-out": row(f"{name}/kept-out", n, 11) for name, n in (("rag", 7), ("adapter+rag", 9))
+    }
+    ordered = ["base", "rag", "adapter", "adapter+rag"]
+    content["rows"] = [rows[f"{name}{part}"] for part in ("", "/kept-out") for name in ordered]
+    content["rag"] = {
+        "embedder": HOSTILE,
+        "mode": "hybrid",
+        "rerank": "exact",
+        "n_passages": 1234,
+        "passage_tokens": 128,
+        "k": 2,
+        "n_tuning_questions": 32,
+        "tuning": [
+            {"k": 1, "f1": share(16, 32), "recall": share(20, 32)},
+            {"k": 2, "f1": share(24, 32), "recall": share(28, 32)},
+        ],
+        "recall": share(60, 64),
+        "recall_kept_out": share(10, 11),
+        "n_shortened": 3,
+    }
+    first = content["facts"][0]["items"][0]
+    for part in ("answers", "scores", "reason"):
+        first[part] |= {"rag": first[part]["base"], "adapter+rag": first[part]["adapter"]}
+    (run / "report.json").write_text(json.dumps(content), encoding="utf-8")
+    return run
+
+
+def test_the_verdict_compares_with_retrieval(with_passages: Path) -> None:
+    assert verdict(read_report(with_passages)) == (
+        "The base model answered 1 of 64 questions; after training 60 of 64, in wordings it never saw in "
+        "training. With passages that a search found, the base model answered 40 of 64, the trained one 62 of 64. "
+        "Facts kept out of training: 1 of 11 (base model: 0 of 11). With passages for these, the base model "
+        "answered 7 of 11, the trained one 9 of 11. Generic text costs 1.02 → 1.05 bits per byte."
+    )
+    alone = minimal(row("base", 1, 4), row("rag", 2, 4), row("adapter", 3, 4))
+    assert verdict(alone).endswith("With passages that a search found, the base model answered 2 of 4.")
+    nothing = {"name": "rag", "metrics": {"contains": NOTHING_SCORED}}
+    assert "passages" not in verdict(minimal(row("base", 1, 4), nothing, row("adapter", 3, 4)))
+
+
+def test_the_page_tells_how_passages_were_found_and_how_many_were_chosen(with_passages: Path) -> None:
+    page = Elements(write_page(with_passages).read_text(encoding="utf-8"))
+    assert page.open == []
+    text = " ".join(page.text.split())
+    for said in (
+        "have 2 passages before each question, searched for in the documents by meaning and by words, both",
+        "2 is the smallest number with the best F1 on 32 training questions;",
+        "93.8 % of 64 questions (95 % interval 83.8–100.0)",
+        "1,234, each of up to 128 tokens",
+        "with exact vectors",
+        "before 3 questions, for want of room or of hits",
+        "Before, passages in context",
+        "After, passages in context",
+        "the model as it was, with the passages in its context that a search found for the question",
+    ):
+        assert said in text, said
+    assert page.text.count(HOSTILE) == 7  # as before, the embedder, and one more answer
+    assert {"#retrieval"} <= {link["href"] for link in page.named("a")}
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_number_of_passages_that_was_given_has_no_curve(with_passages: Path, content: Any) -> None:
+    content["rag"] |= {"k": 1, "tuning": [], "n_shortened": 0, "embedder": None, "rerank": None}
+    (with_passages / "report.json").write_text(json.dumps(content), encoding="utf-8")
+    page = Elements(page_html(read_report(with_passages)))
+    text = " ".join(page.text.split())
+    assert "have 1 passage before each question" in text
+    assert "That number was given." in text
+    assert "for want of room" not in text
+    assert tuning_chart([]) == ""
+
+
+def test_the_curve_of_the_numbers_tried() -> None:
+    tried = [TriedK(k=k, f1=MetricValue(**share(k, 8)), recall=MetricValue(**share(4, 8))) for k in (1, 2, 5)]
+    svg = tuning_chart(tried)
+    assert svg == tuning_chart(tried)
+    assert svg != tuning_chart([*tried[:2], tried[2].model_copy(update={"k": 6})])
+    assert "passages before the question" in svg
+    assert tuning_chart(tried[:1]) == ""
+    unscored = TriedK(k=3, f1=MetricValue.model_validate(NOTHING_SCORED))
+    assert tuning_chart([tried[0], unscored]) == ""
+
+
+def test_the_longest_rows_of_retrieval_fit_80_columns(with_passages: Path) -> None:
+    text = printed(read_report(with_passages), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "adapter+rag/kept-out" in text
 
 
 # Verdict

@@ -181,6 +181,20 @@ def test_a_missing_or_undecodable_file_is_refused(recipe_file):
         load_recipe(recipe_file)
 
 
+def test_the_search_of_the_rag_rows(recipe_file):
+    """Its models are paths where there is such a folder; as null, none is made."""
+    (recipe_file.parent / "mine").mkdir()
+    recipe_file.write_text(TEXT + "rag: {embedder: mine, reranker: owner/name}\n")
+    recipe = load_recipe(recipe_file, ["rag.passages.max_tokens=64"])
+    assert recipe.rag is not None
+    assert recipe.rag.embedder == str(recipe_file.parent / "mine")
+    assert (recipe.rag.reranker, recipe.rag.passages.max_tokens) == ("owner/name", 64)
+    assert load_recipe(recipe_file, ["rag=null"]).rag is None
+    by_default = make_recipe(tree()).rag
+    assert by_default is not None
+    assert (by_default.embedder, by_default.mode, by_default.rerank) == ("minilm-l6-v2", "hybrid", True)
+
+
 def test_yaml_cannot_run_code(recipe_file):
     recipe_file.write_text(TEXT + "include: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(RecipeError, match="expected YAML"):
@@ -221,6 +235,8 @@ def test_knowledge_comes_from_files_or_from_a_generator():
         (["writing.pairs.paraphrases=2"], "set records.fact_texts as well"),
         (["records.chat_share=0.1"], "records.chats names no file"),
         (["method=rlhf"], "method: .*'sft' or 'prompt-distillation'"),
+        (["rag.embedder=null"], "rag: mode 'hybrid' searches by meaning, which needs an embedder"),
+        (["rag.embeder=m"], "did you mean 'rag.embedder'"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(overrides, complaint):

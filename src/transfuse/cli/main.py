@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from transfuse import __version__
+from transfuse.cli.index import index_app
 from transfuse.cli.terminal import console
 from transfuse.errors import TransfuseError
 
@@ -25,6 +26,7 @@ models_app = typer.Typer(
     help="List the models that can be loaded; get the bundled one.", rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
+app.add_typer(index_app, name="index")
 
 Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or a bundled name.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter folder to put onto the model.")]
@@ -66,6 +68,10 @@ KnownFirst = Annotated[
         "--known-first", help="Ask first what the model knows already; train such facts on fewer questions."
     ),
 ]
+NoRag = Annotated[
+    bool,
+    typer.Option("--no-rag", help="Leave out the rows of the model with passages that a search finds."),
+]
 StopAfterName = Annotated[
     str | None,
     typer.Option(
@@ -85,6 +91,8 @@ def _inject_tree(documents: Path, **given: Any) -> dict[str, Any]:
         tree["generator"] = {"reference": generator}
     if given.pop("known_first"):
         tree["probe"] = {"n_questions": 2}
+    if given.pop("no_rag"):
+        tree["rag"] = None
     paths = {name: str(path) for name in ("facts", "qa") if (path := given.pop(name)) is not None}
     return (
         tree
@@ -109,6 +117,7 @@ def inject(
     basis: BasisName = None,
     method: Method = None,
     known_first: KnownFirst = False,
+    no_rag: NoRag = False,
     seed: Seed = 17,
     include: Include = None,
     exclude: Exclude = None,
@@ -130,6 +139,7 @@ def inject(
         basis=basis,
         method=method,
         known_first=known_first,
+        no_rag=no_rag,
         include=include,
         exclude=exclude,
         trust_remote_code=trust_remote_code,
@@ -149,6 +159,7 @@ def plan(
     generator: GeneratorReference = None,
     scale: Scale = None,
     basis: BasisName = None,
+    no_rag: NoRag = False,
     include: Include = None,
     exclude: Exclude = None,
     settings: Sets = None,
@@ -175,6 +186,7 @@ def plan(
             scale=scale,
             basis=basis,
             known_first=False,
+            no_rag=no_rag,
             include=include,
             exclude=exclude,
             trust_remote_code=trust_remote_code,

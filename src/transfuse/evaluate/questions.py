@@ -15,7 +15,7 @@ def ask_questions(
     pairs: Sequence[QAPair],
     generator: Generator,
     *,
-    contexts: Mapping[str, str] | None = None,
+    contexts: Mapping[str, str | None] | None = None,
     max_new_tokens: int = 64,
     on_replies: Callable[[int, int], None] | None = None,
 ) -> list[AnswerRecord]:
@@ -24,7 +24,8 @@ def ask_questions(
     Args:
         pairs: questions with their gold answers.
         generator: who answers.
-        contexts: text put before the question, by `QAPair.source`; every source must be there.
+        contexts: text put before the question, by `QAPair.id`; every pair must be there, with None where its
+            question stands alone.
         max_new_tokens: an answer that has not ended by then is cut.
         on_replies: called with the numbers of questions done and asked.
 
@@ -32,7 +33,7 @@ def ask_questions(
         One record a pair, in order; one that cannot be scored carries its reason and no scores.
     """
     requests = [
-        Request(pair.question, contexts[pair.source] if contexts is not None else None, max_new_tokens)
+        Request(pair.question, contexts[pair.id] if contexts is not None else None, max_new_tokens)
         for pair in pairs
     ]
     n_done = 0

@@ -71,7 +71,7 @@ def teacher_answers(
 
     Args:
         pairs: what is asked.
-        contexts: the section's text by `QAPair.source`; pairs without one are left to `teacher_rows`.
+        contexts: the section's text by `QAPair.id`; pairs without one are left to `teacher_rows`.
         settings: whose answers; with those of the file nothing is asked.
         generator: the model without an adapter.
         max_new_tokens: longest answer.
@@ -86,11 +86,11 @@ def teacher_answers(
     """
     if settings.answers == "file":
         return {pair.id: pair.answer for pair in pairs}, []
-    asked = [pair for pair in pairs if pair.source in contexts]
+    asked = [pair for pair in pairs if pair.id in contexts]
     requests = [
         Request(
             pair.question,
-            context=contexts[pair.source],
+            context=contexts[pair.id],
             max_new_tokens=max_new_tokens,
             temperature=settings.answer_temperature,
             seed=seed + n if settings.answer_temperature else 0,
@@ -136,7 +136,7 @@ def teacher_rows(
         model: a causal language model without adapter; its mode is left as found.
         prompts: its own prompt format.
         pairs: training pairs.
-        contexts: the section's text by `QAPair.source`.
+        contexts: the section's text by `QAPair.id`.
         answers: what the teacher's distributions are read along, by `QAPair.id`; see `teacher_answers`. Pairs
             that are not in it were dropped before.
         settings: how many tokens are kept, and how the student learns them.
@@ -209,7 +209,7 @@ def _lessons(
     lessons: list[_Lesson] = []
     dropped: list[Dropped] = []
     for pair in pairs:
-        context = contexts.get(pair.source)
+        context = contexts.get(pair.id)
         if context is None:
             dropped.append(Dropped("pair", pair.question[:80], f"there is no section of {pair.source!r}"))
             continue

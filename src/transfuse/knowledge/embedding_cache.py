@@ -5,14 +5,14 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 import numpy as np
 from jaxtyping import Float32
 
 from transfuse.errors import DataError, RunFolderError
 from transfuse.io.files import write_errors
-from transfuse.knowledge.embeddings import Embedder, OnTexts
+from transfuse.knowledge.embeddings import Embedder, OnTexts, RetrievalEmbedder, Role
 
 _TEXTS_PER_COMMIT = 1024
 _KEYS_PER_QUERY = 500  # SQLite builds of before 2020 take at most 999
@@ -73,7 +73,39 @@ class CachedEmbedder:
             DataError: the file is no embedding cache.
             RunFolderError: the file cannot be written.
         """
-        keys = [self._key(text) for text in texts]
+        return self._rows(texts, None, on_texts)
+
+    @property
+    def max_tokens(self) -> int:
+        """That of the embedder whose vectors are kept."""
+        return self._retriever.max_tokens
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as the embedder counts them."""
+        return self._retriever.count_tokens(texts)
+
+    def embed_passages(
+        self, texts: Sequence[str], on_texts: OnTexts | None = None
+    ) -> Float32[np.ndarray, "texts dims"]:
+        """Like `embed`, for passages; kept apart where the model has a prompt for them."""
+        return self._rows(texts, "passage", on_texts)
+
+    def embed_queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dims"]:
+        """Like `embed`, for queries; kept apart where the model has a prompt for them."""
+        return self._rows(texts, "query", None)
+
+    @property
+    def _retriever(self) -> RetrievalEmbedder:
+        """The embedder, where it has roles; else the cache has none either."""
+        if not hasattr(self._embedder, "embed_passages"):
+            raise AttributeError(f"{type(self._embedder).__name__} does not know passages from queries")
+        return cast(RetrievalEmbedder, self._embedder)
+
+    def _rows(
+        self, texts: Sequence[str], role: Role | None, on_texts: OnTexts | None
+    ) -> Float32[np.ndarray, "texts dims"]:
+        role = None if role in getattr(self._embedder, "plain_roles", ()) else role
+        keys = [self._key(text, role) for text in texts]
         text_of = dict(zip(keys, texts, strict=True))
         place_of = {key: place for place, key in enumerate(text_of)}
         rows = np.empty((len(text_of), self.n_dimensions), dtype=np.float32)
@@ -84,7 +116,7 @@ class CachedEmbedder:
         missing.sort(key=lambda key: len(text_of[key]))  # so that a batch holds texts of like length
         for start in range(0, len(missing), _TEXTS_PER_COMMIT):
             batch = missing[start : start + _TEXTS_PER_COMMIT]
-            fresh = self._embedder.embed([text_of[key] for key in batch])
+            fresh = self._fresh([text_of[key] for key in batch], role)
             self._write(batch, fresh)
             rows[[place_of[key] for key in batch]] = fresh
             n_done += len(batch)
@@ -92,8 +124,18 @@ class CachedEmbedder:
                 on_texts(n_done, len(text_of))
         return rows[[place_of[key] for key in keys]] if len(keys) > len(place_of) else rows
 
-    def _key(self, text: str) -> bytes:
-        return hashlib.sha256(f"{self.identity}\0{text}".encode()).digest()
+    def _fresh(self, texts: list[str], role: Role | None) -> Float32[np.ndarray, "texts dims"]:
+        match role:
+            case "passage":
+                return self._retriever.embed_passages(texts)
+            case "query":
+                return self._retriever.embed_queries(texts)
+            case None:
+                return self._embedder.embed(texts)
+
+    def _key(self, text: str, role: Role | None) -> bytes:
+        made_by = f"{self.identity} as {role}" if role else self.identity
+        return hashlib.sha256(f"{made_by}\0{text}".encode()).digest()
 
     def _read_into(self, rows: np.ndarray, place_of: Mapping[bytes, int]) -> list[bytes]:
         """Fill the rows that the file holds; the keys of the others."""

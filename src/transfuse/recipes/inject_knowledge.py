@@ -218,12 +218,12 @@ def oracle_contexts(knowledge: Knowledge, pairs: Sequence[QAPair]) -> dict[str, 
         pairs: the questions to be asked.
 
     Returns:
-        Context by `QAPair.source`; sources whose section is not in the documents are left out.
+        Context by `QAPair.id`; pairs whose section is not in the documents are left out.
     """
     texts: dict[str, str] = {}
     for section in knowledge.sections:
         earlier = f"{texts[section.title]}\n\n" if section.title in texts else ""
         texts[section.title] = earlier + section.text
     titles = {fact.id: fact.section for fact in knowledge.facts}
-    found = {pair.source: texts.get(titles.get(pair.source, pair.source)) for pair in pairs}
-    return {source: text for source, text in found.items() if text is not None}
+    found = {pair.id: texts.get(titles.get(pair.source, pair.source)) for pair in pairs}
+    return {pair_id: text for pair_id, text in found.items() if text is not None}

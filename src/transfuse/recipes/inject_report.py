@@ -11,6 +11,8 @@ from transfuse.io.hardware import hardware_text
 from transfuse.io.references import resolve_model
 from transfuse.io.run_folder import StageRecord
 from transfuse.recipes.inject_knowledge import Knowledge
+from transfuse.recipes.inject_model import result_name
+from transfuse.recipes.inject_rag import Retrieved
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import AnswerRecord, Dropped, QAPair
 
@@ -35,22 +37,23 @@ def report_json(
     after: Measurement,
     training: dict[str, Any],
     command: str,
+    retrieved: Retrieved | None,
+    with_passages: Mapping[str, list[AnswerRecord]],
 ) -> dict[str, Any]:
-    name = "adapter" if recipe.train.method == "lora" else "model"
-    rows = [_row("base", before.answers[""], before.texts, recipe.seed)]
-    if "oracle" in before.answers:
-        rows.append(_row("oracle", before.answers["oracle"], {}, recipe.seed))
-    rows.append(_row(name, after.answers[""], after.texts, recipe.seed))
-    if knowledge.selection.evaluate_kept_out:
-        rows.append(_row("base/kept-out", before.answers["/kept-out"], {}, recipe.seed))
-        rows.append(_row(f"{name}/kept-out", after.answers["/kept-out"], {}, recipe.seed))
-    if knowledge.known is not None:
-        for row, records in (("base", before.answers[""]), (name, after.answers[""])):
-            parts = {True: "known", False: "new"}
-            for is_known, part in parts.items():
-                chosen = [r for r in records if (r.source in knowledge.known) == is_known]
-                if chosen:
-                    rows.append(_row(f"{row}/{part}", chosen, {}, recipe.seed))
+    name = result_name(recipe)
+    oracle = {"": before.answers["oracle"]} if "oracle" in before.answers else {}
+    given: dict[str, Mapping[str, list[AnswerRecord]]] = {
+        "base": before.answers,
+        "oracle": oracle,
+        "rag": retrieved.answers if retrieved else {},
+        name: after.answers,
+        f"{name}+rag": with_passages,
+    }
+    given = {row: parts for row, parts in given.items() if parts}
+    texts = {"base": before.texts, name: after.texts}
+    rows = [_row(row, parts[""], texts.get(row, {}), recipe.seed) for row, parts in given.items()]
+    rows += _kept_out_rows(given, knowledge, recipe.seed)
+    rows += _known_rows({"base": before, name: after}, knowledge, recipe.seed)
     return {
         "kind": "inject",
         "model": recipe.model,
@@ -63,11 +66,13 @@ def report_json(
         "hardware": hardware_text(),
         "command": command,
         "training": training,
-        "facts": _fact_outcomes(recipe, knowledge, before, after, name),
+        "rag": retrieved.summary if retrieved else None,
+        "facts": _fact_outcomes(recipe, knowledge, given),
         "sections": _section_rows(knowledge),
         "dropped": [asdict(dropped) for dropped in knowledge.dropped]
         + training["dropped"]
-        + _without_section(knowledge, before),
+        + _without_section(knowledge, before)
+        + [asdict(dropped) for dropped in (retrieved.dropped if retrieved else [])],
         "warnings": [*knowledge.warnings, *training["warnings"]],
         "result": _result(recipe, name),
     }
@@ -81,17 +86,36 @@ def _row(name: str, records: Sequence[AnswerRecord], texts: Texts, seed: int) ->
     }
 
 
+def _kept_out_rows(
+    given: Mapping[str, Mapping[str, Sequence[AnswerRecord]]], knowledge: Knowledge, seed: int
+) -> list[dict[str, Any]]:
+    if not knowledge.selection.evaluate_kept_out:
+        return []
+    kept_out = {row: parts["/kept-out"] for row, parts in given.items() if "/kept-out" in parts}
+    return [_row(f"{row}/kept-out", records, {}, seed) for row, records in kept_out.items()]
+
+
+def _known_rows(measured: Mapping[str, Measurement], knowledge: Knowledge, seed: int) -> list[dict[str, Any]]:
+    """Facts that the model knew before, and the others, apart; none where it was not asked."""
+    if knowledge.known is None:
+        return []
+    parts = {
+        f"{row}/{part}": [r for r in of.answers[""] if (r.source in knowledge.known) == is_known]
+        for row, of in measured.items()
+        for is_known, part in {True: "known", False: "new"}.items()
+    }
+    return [_row(row, records, {}, seed) for row, records in parts.items() if records]
+
+
 def _fact_outcomes(
-    recipe: InjectRecipe, knowledge: Knowledge, before: Measurement, after: Measurement, name: str
+    recipe: InjectRecipe, knowledge: Knowledge, given: Mapping[str, Mapping[str, Sequence[AnswerRecord]]]
 ) -> list[dict[str, Any]]:
     """Each fact (basis `token`: each section) with its questions and every answer given."""
     selection = knowledge.selection
-    given = {
-        "base": [*before.answers[""], *before.answers["/kept-out"]],
-        "oracle": before.answers.get("oracle", []),
-        name: [*after.answers[""], *after.answers["/kept-out"]],
+    by_item = {
+        row: {record.item: record for record in [*parts[""], *parts.get("/kept-out", [])]}
+        for row, parts in given.items()
     }
-    by_item = {row: {record.item: record for record in records} for row, records in given.items()}
     sources = (
         [(fact.id, fact.section, fact.fact) for fact in knowledge.facts]
         if recipe.basis == "fact"

@@ -60,7 +60,7 @@ def teach(
     key = {
         **weights,
         "pairs": [asdict(pair) for pair in pairs],
-        "contexts": contexts,
+        "contexts": {pair.source: contexts[pair.id] for pair in pairs if pair.id in contexts},
         "settings": resolved(recipe)["distillation"],
         "max_new_tokens": recipe.evaluate.max_new_tokens,
         "seed": recipe.seed,

@@ -3,6 +3,7 @@
 from rich import box
 from rich.table import Table
 
+from transfuse.baselines.rag_settings import RagSettings
 from transfuse.inject.knowledge import load_facts
 from transfuse.inject.writing_plan import (
     PlannedStep,
@@ -83,8 +84,24 @@ def _table(recipe: InjectRecipe, steps: list[PlannedStep], n_facts: tuple[int, i
         )
     else:
         told.append("Facts and questions are given: nothing will be asked of a generator.")
+    if recipe.rag is not None:
+        told.append(_retrieval_text(recipe.rag))
     table.caption = "\n".join(told)
     return table
+
+
+def _retrieval_text(settings: RagSettings) -> str:
+    """What the model that is taught will be asked besides; costs time, no money."""
+    numbers = sorted(set(settings.candidates))
+    tries = (
+        ""
+        if settings.k
+        else f"up to {len(numbers) * settings.n_tuning_questions:,} times a training question, "
+    )
+    return (
+        f"With retrieved passages: {tries}and every eval question twice, are put to the model itself (--no-rag leaves "
+        "that out)."
+    )
 
 
 def _range(low: int, high: int) -> str:

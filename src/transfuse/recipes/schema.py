@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from transfuse.baselines.rag_settings import RagSettings
 from transfuse.errors import RecipeError
 from transfuse.generate import settings as generator_settings
 from transfuse.generate.settings import GeneratorSettings
@@ -99,6 +100,9 @@ class InjectRecipe(StrictModel):
     train: TrainSettings = TrainSettings()
     coverage: CoverageSettings = CoverageSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    rag: RagSettings | None = RagSettings()
+    """The passages that a search finds, put before each question: rows to compare training with; none (`--no-rag`)
+    leaves them out."""
 
     @model_validator(mode="after")
     def _knowledge_has_a_source(self) -> "InjectRecipe":
@@ -121,6 +125,8 @@ class InjectRecipe(StrictModel):
 
 Recipe = InjectRecipe
 """Every kind of recipe; told apart by `kind`."""
+
+Settings = TypeVar("Settings", bound=StrictModel)
 
 _RECIPES: dict[str, type[Recipe]] = {"inject": InjectRecipe}
 _PATHS = ("documents", "facts", "qa", "records.replay_texts", "records.chats")
@@ -177,7 +183,32 @@ def make_recipe(tree: dict[str, Any], overrides: Sequence[str] = (), *, where: s
     try:
         return _RECIPES[kind].model_validate(tree)
     except ValidationError as err:
-        raise RecipeError(_complaints(err, where)) from err
+        raise RecipeError(_complaints(err, where, _RECIPES[kind])) from err
+
+
+def make_settings(
+    kind: type[Settings], tree: dict[str, Any], overrides: Sequence[str], *, where: str
+) -> Settings:
+    """Settings that are no recipe, from keys and values, with overrides applied.
+
+    Args:
+        kind: class of the settings.
+        tree: keys and values; changed in place.
+        overrides: `key=value` with dotted keys.
+        where: what to name in errors.
+
+    Returns:
+        The checked settings.
+
+    Raises:
+        RecipeError: an unknown key, or a value of the wrong kind.
+    """
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as err:
+        raise RecipeError(_complaints(err, where, kind)) from err
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -185,7 +216,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def _complaints(err: ValidationError, where: str) -> str:
+def _complaints(err: ValidationError, where: str, kind: type[BaseModel]) -> str:
     lines: list[str] = []
     for error in err.errors():
         name = ".".join(str(part) for part in error["loc"])
@@ -198,8 +229,14 @@ def _complaints(err: ValidationError, where: str) -> str:
             )
             lines.append(f"{at}: is missing{hint}")
         elif error["type"] == "extra_forbidden":
-            near = get_close_matches(name, _field_names(_RECIPES["inject"]), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "`docs/recipes.md` lists the known ones"
+            known = _field_names(kind)
+            near = get_close_matches(name, known, n=1)
+            listed = (
+                "`docs/recipes.md` lists the known ones"
+                if "seed" in known
+                else f"known are {', '.join(known)}"
+            )
+            hint = f"did you mean {near[0]!r}?" if near else listed
             lines.append(f"{at}: unknown key; {hint}")
         elif error["type"] == "value_error" and "ctx" in error:  # our own: says what came by itself
             lines.append(f"{at}: {error['ctx']['error']}")
@@ -264,8 +301,10 @@ _Loader.add_implicit_resolver(
 
 def _absolute(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe absolute, in place; a model is a path where there is such a file or folder."""
-    groups = {"model": tree, "reference": tree.get("generator"), "embedder": tree.get("coverage")}
-    for name, group in groups.items():
+    generator, coverage, rag = (tree.get(name) for name in ("generator", "coverage", "rag"))
+    models = [(tree, "model"), (generator, "reference")]
+    models += [(coverage, "embedder"), (rag, "embedder"), (rag, "reranker")]
+    for group, name in models:
         value = group.get(name) if isinstance(group, dict) else None
         if isinstance(group, dict) and isinstance(value, str) and value:
             lead = "recorded:" if value.startswith("recorded:") else ""

@@ -171,6 +171,39 @@ class Coverage(ReportPart):
     """Why there is no similarity, where there is none."""
 
 
+class TriedK(ReportPart):
+    """One number of passages, tried on training questions."""
+
+    k: int
+    f1: MetricValue = MetricValue()
+    recall: MetricValue = MetricValue()
+    """Share of the questions whose passages contain the gold answer."""
+
+
+class Rag(ReportPart):
+    """How the passages were found that stand before the questions of some rows."""
+
+    k: int
+    """How many stand before each question."""
+    embedder: str | None = None
+    """None where words alone were searched for."""
+    mode: str | None = None
+    rerank: str | None = None
+    """What scored the best hits again: a model, or `exact` vectors."""
+    n_passages: int | None = None
+    passage_tokens: int | None = None
+    """Greatest length of a passage."""
+    n_tuning_questions: int = 0
+    tuning: list[TriedK] = Field(default_factory=list)
+    """Every number of passages that was tried; empty where the number was given."""
+    recall: MetricValue = MetricValue()
+    """Share of the eval questions whose passages contain the gold answer."""
+    recall_kept_out: MetricValue = MetricValue()
+    """The same of the facts that were kept out of training."""
+    n_shortened: int = 0
+    """Eval questions before which fewer passages stand than were to."""
+
+
 class Result(ReportPart):
     """What the run made, and how to load it."""
 
@@ -200,6 +233,8 @@ class Report(ReportPart):
     writing: Writing | None = None
     """None where facts and questions were given as files."""
     coverage: Coverage | None = None
+    rag: Rag | None = None
+    """None where no passages were searched for."""
     facts: list[FactResult] = Field(default_factory=list)
     sections: list[SectionSummary] = Field(default_factory=list)
     dropped: list[DroppedThing] = Field(default_factory=list)

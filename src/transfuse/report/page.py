@@ -12,7 +12,7 @@ from markupsafe import Markup
 from transfuse.errors import RunFolderError
 from transfuse.report import wording
 from transfuse.report.load import FactResult, Report, read_report
-from transfuse.report.plots import metrics_chart, questions_per_fact_plot, training_chart
+from transfuse.report.plots import metrics_chart, questions_per_fact_plot, training_chart, tuning_chart
 from transfuse.report.verdict import (
     AFTER_ROWS,
     COUNTING_RULES,
@@ -32,6 +32,8 @@ _ANSWER_LABELS = {
     "base": "Before",
     **dict.fromkeys(AFTER_ROWS, "After"),
     "oracle": "Before, section in context",
+    "rag": "Before, passages in context",
+    **{f"{name}+rag": "After, passages in context" for name in AFTER_ROWS},
 }
 
 
@@ -71,9 +73,10 @@ def page_html(report: Report) -> str:
             verdict=verdict(report),
             counting_rule=COUNTING_RULES.get(counting_metric(report) or "", ""),
             metrics=wording.metric_names(report),
-            # The two charts are made here, with every text in them escaped by matplotlib.
+            # The charts are made here, with every text in them escaped by matplotlib.
             metrics_chart=Markup(metrics_chart(report)),  # noqa: S704
             training_chart=Markup(training_chart(report.training.curve if report.training else [])),  # noqa: S704
+            tuning_chart=Markup(tuning_chart(report.rag.tuning if report.rag else [])),  # noqa: S704
             coverage_chart=Markup(_coverage_chart(report)),  # noqa: S704
             uncovered=[fact for fact in report.facts if fact.n_by_answer == 0 and not fact.kept_out],
             sections=_facts_by_section(report),

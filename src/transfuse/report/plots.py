@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
-from transfuse.report.load import CurvePoint, MetricValue, Report
+from transfuse.report.load import CurvePoint, MetricValue, Report, TriedK
 from transfuse.report.wording import is_share, metric_label, metric_names
 
 if TYPE_CHECKING:
@@ -146,6 +146,43 @@ def questions_per_fact_plot(by_answer: Sequence[int], by_similarity: Sequence[in
         grid[-1, 0].set_xlabel("facts, most questions first")
         figure.supylabel("questions", fontsize=9)
         return _svg(figure, "coverage", "Questions that carry each fact, most first")
+
+
+def tuning_chart(tried: Sequence[TriedK]) -> str:
+    """Mean F1 and retrieval recall of the tuning questions by the number of passages, with 95 % whiskers.
+
+    Args:
+        tried: numbers of passages, in order of size.
+
+    Returns:
+        An `<svg>` element; empty with fewer than two numbers to draw.
+    """
+    series = {
+        "F1 of the answers": [(each.k, each.f1) for each in tried if _is_drawable(each.f1)],
+        "gold answer in a passage": [(each.k, each.recall) for each in tried if _is_drawable(each.recall)],
+    }
+    if len(series["F1 of the answers"]) < 2:
+        return ""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 2.5), layout="constrained")
+        axes = figure.subplots()
+        for place, (label, points) in enumerate(series.items(), start=1):
+            look = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 5.5, "linewidth": 1.2}
+            places = [k + 0.06 * (2 * place - 3) for k, _ in points]  # so that no whisker hides another
+            axes.plot(places, [100 * (each.value or 0.0) for _, each in points], label=label, **look)
+            for x, (_, each) in zip(places, points, strict=True):
+                if each.low is not None and each.high is not None:
+                    axes.plot([x, x], [100 * each.low, 100 * each.high], color=COLOURS[place], linewidth=1.5)
+        axes.set_xticks([each.k for each in tried])
+        axes.set_xlabel("passages before the question")
+        axes.set_ylim(-2, 102)
+        axes.set_yticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
+        axes.grid(axis="y")
+        axes.legend(frameon=False, fontsize=8)
+        return _svg(figure, "tuning", "Scores of the tuning questions by number of passages")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -88,8 +88,8 @@ def verdict(report: Report) -> str:
         report: any report.
 
     Returns:
-        Up to one sentence each on the questions, on the facts kept out of training and on each other text;
-        empty where the report has no row before and after.
+        Up to one sentence each on the questions, on retrieved passages, on the facts kept out of training, on
+        passages for these, and on each other text; empty where the report has no row before and after.
     """
     rows = {row.name: row.metrics for row in report.rows}
     metric = counting_metric(report)
@@ -97,9 +97,17 @@ def verdict(report: Report) -> str:
     after_name = after_row(report)
     if metric and "base" in rows and after_name in rows:
         sentences.append(_learned(rows["base"].get(metric), rows[after_name].get(metric)))
+    if metric and "rag" in rows:
+        trained = rows.get(f"{after_name}+rag", {}).get(metric)
+        sentences.append(
+            _with_passages("With passages that a search found", rows["rag"].get(metric), trained)
+        )
     if metric and f"{after_name}/kept-out" in rows:
         before = rows.get("base/kept-out", {}).get(metric)
         sentences.append(_kept_out(before, rows[f"{after_name}/kept-out"].get(metric)))
+    if metric and "rag/kept-out" in rows:
+        trained = rows.get(f"{after_name}+rag/kept-out", {}).get(metric)
+        sentences.append(_with_passages("With passages for these", rows["rag/kept-out"].get(metric), trained))
     for name in rows.get("base", {}):
         if name.partition("/")[0] == "bits_per_byte":
             sentences.append(_text_cost(name, rows["base"][name], rows.get(after_name, {}).get(name)))
@@ -145,6 +153,15 @@ def _kept_out(before: MetricValue | None, after: MetricValue | None) -> str:
         return ""
     sentence = f"Facts kept out of training: {now[0]} of {now[1]}"
     return f"{sentence} (base model: {then[0]} of {then[1]})." if then else f"{sentence}."
+
+
+def _with_passages(lead: str, untouched: MetricValue | None, trained: MetricValue | None) -> str:
+    """The sentence on retrieval instead of training, and on both together; empty where nothing was scored."""
+    alone, both = _count(untouched), _count(trained)
+    if alone is None:
+        return ""
+    sentence = f"{lead}, the base model answered {alone[0]} of {alone[1]}"
+    return f"{sentence}, the trained one {both[0]} of {both[1]}." if both else f"{sentence}."
 
 
 def _text_cost(metric: str, before: MetricValue, after: MetricValue | None) -> str:

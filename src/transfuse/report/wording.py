@@ -42,9 +42,20 @@ ROW_MEANINGS = {
     "adapter/new": "with the adapter, on facts that were new",
     "model/known": "fine-tuned, on facts that were known before",
     "model/new": "fine-tuned, on facts that were new",
-    "rag": "the model as it was, given the passages that a search found",
     "oracle": "the model as it was, with the right section of the document in its context",
-    "adapter+rag": "with the adapter and the passages that a search found",
+    "rag": "the model as it was, with the passages in its context that a search found for the question",
+    "adapter+rag": "with the adapter and those same passages",
+    "model+rag": "fine-tuned, with those same passages",
+    "rag/kept-out": "the model as it was, with passages, on facts that no training record mentions: the search "
+    "finds these as well",
+    "adapter+rag/kept-out": "with the adapter and those same passages, on those same facts",
+    "model+rag/kept-out": "fine-tuned, with those same passages, on those same facts",
+}
+
+SEARCH_MODES = {
+    "hybrid": "by meaning and by words, both rankings merged",
+    "dense": "by meaning",
+    "lexical": "by words (BM25)",
 }
 
 FATE_MEANINGS = {
