@@ -132,6 +132,16 @@ def test_a_search_by_vector_gives_cosines(client: TestClient):
     assert 0 < hit["score"] <= 1
 
 
+def test_the_whole_request_of_existing_clients_is_taken(client: TestClient):
+    """They name a model and send null for what is left out; anything but null in `field` is no request of ours."""
+    plain = {"query": "Where does the ferry stop?", "contract_id": "isles", "top_n": 3}
+    theirs = {**plain, "field": None, "model": "jina-embeddings-v2-base-en", "rerank": None, "level": 2}
+    expected = client.post("/hnsw/search", json=plain).json()["data"]
+    assert expected
+    assert client.post("/hnsw/search", json=theirs).json()["data"] == expected
+    refused(client.post("/hnsw/search", json={**theirs, "field": "title"}), 422, "field: ")
+
+
 def test_a_reranker_decides_the_order_of_text_searches(catalogue: Catalogue):
     def by_heron(query: str, texts: Any) -> list[float]:
         assert query == QUERY["query"]

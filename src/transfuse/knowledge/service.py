@@ -190,7 +190,7 @@ def _add_search_routes(
                 top_n=request.top_n,
                 mode=request.mode,
                 level=request.level,
-                rerank=(reranker or exact) if request.rerank else None,
+                rerank=None if request.rerank is False else (reranker or exact),
             )
 
         return await _reply(threads, found)

@@ -51,14 +51,18 @@ class SearchRequest(Request):
     """How many passages to give at most."""
     contract_id: IndexId | None = None
     """The index to search; may be left out where exactly one is served."""
-    rerank: bool = True
+    rerank: bool | None = True
     """Whether the candidates are scored again: by the service's cross-encoder, or where it has none exactly, with
-    the full-precision vectors (which mode `lexical` has no use for)."""
+    the full-precision vectors (which mode `lexical` has no use for). Null stands for the default."""
     mode: SearchMode = "hybrid"
     """By meaning and by words together, by meaning, or by words."""
     level: Level = DEFAULT_LEVEL
     """Effort of the search by meaning, from 0 (fastest) to 4 (finds the most); without effect in small indexes, in
     which every passage is compared."""
+    model: Annotated[str, Field(max_length=256)] | None = None
+    """Without effect, for clients that name an embedding model: a query is always embedded by the index's own."""
+    field: None = None
+    """Null, for clients that send it: passages have no fields of their own to search in."""
 
 
 class QueryRequest(Request):
