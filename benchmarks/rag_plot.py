@@ -46,7 +46,7 @@ def panel(axes: Axes, reports: dict[str, dict[str, Any]], metric: str, ending: s
                 label=label if number == 0 else None,
             )
     axes.set_xticks(range(len(reports)), [name.replace("-", "\n", 1) for name in reports])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 40)
     axes.grid(axis="y", color="#e4e4e4")
     axes.set_axisbelow(True)
 
@@ -74,8 +74,10 @@ def main() -> None:
             for column, ending in enumerate(("", "/kept-out")):
                 panel(axes[line][column], reports, metric, ending)
         axes[0][0].set_title("facts that were trained, wordings that were not")
-        axes[0][1].set_title("facts kept out of training")
-        axes[0][0].legend(frameon=False, ncols=2)
+        axes[0][1].set_title("facts kept out of training (8 a document)")
+        figure.legend(
+            *axes[0][0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=5
+        )
         figure.savefig(arguments.out, metadata={"Date": None} if arguments.out.suffix == ".svg" else None)
 
 
