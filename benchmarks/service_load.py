@@ -28,6 +28,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import torch
 
 from transfuse.io.documents import read_documents
 from transfuse.io.hardware import hardware_text
@@ -73,6 +74,7 @@ def sentences_of(path: Path) -> list[str]:
 
 async def overhead(address: str, key: str, index_path: Path, queries: list[str]) -> None:
     """Median seconds of the same searches through HTTP and in this process, in turns."""
+    torch.set_num_threads(1)  # as in the service
     index, embedder = open_index(index_path), load_embedder("minilm-l6-v2")
     vectors = embedder.embed_queries(queries)
     took: dict[str, list[float]] = {

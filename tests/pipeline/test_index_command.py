@@ -26,7 +26,7 @@ FERRY = "A ferry sails to Marrow every morning at six."
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRANSFUSE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_from_files_to_passages_that_answer(transfuse: Callable, documents: Path
     assert "embedding passages: 3/3" in built.err
     (dropped,) = index.glob("generation-*/dropped.jsonl")
     assert "photo.jpg" in dropped.read_text()
-    assert (tmp_path / "cache" / "transfuse" / "embeddings.sqlite").is_file()
+    assert (tmp_path / "cache" / "embeddings.sqlite").is_file()
 
     for options in ([], ["--rerank"], ["--mode", "dense", "--level", "0"]):
         found = transfuse("index", "search", index, QUESTION, "--top-n", "2", *options)

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64
 from transfuse.errors import DataError
 from transfuse.knowledge.graphs import MappedGraph
 
-LEVELS = (16, 32, 64, 128, 256)
+LEVELS = (16, 32, 48, 64, 96)
 """Search breadth (`expansion_search`) of levels 0 to 4: how many candidates the graph search weighs."""
 DEFAULT_LEVEL = 3
 VECTORS_FILE = "vectors.npy"

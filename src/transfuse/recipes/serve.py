@@ -166,10 +166,10 @@ def _app(settings: ServeSettings, lives_with: int | None = None) -> "tuple[FastA
     from transfuse.knowledge.service_gate import ServiceLimits
     from transfuse.knowledge.service_keys import read_keys
 
-    n_cores = max(
-        1, torch.get_num_threads() // settings.n_workers
-    )  # workers together use as many as one would
-    torch.set_num_threads(n_cores)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(
+            1
+        )  # a query is short: threads of one search wait for one another more than they gain
     keys = None if settings.api_key_file is None else read_keys(Path(settings.api_key_file))
     is_open = keys is None and is_loopback(settings.host)
     catalogue = Catalogue(
@@ -178,7 +178,7 @@ def _app(settings: ServeSettings, lives_with: int | None = None) -> "tuple[FastA
     app = create_app(
         catalogue,
         keys,
-        ServiceLimits(n_threads=max(4, n_cores)),
+        ServiceLimits(n_threads=max(4, os.cpu_count() or 1)),
         reranker=None if settings.reranker is None else load_reranker(settings.reranker),
         allowed_hosts=("127.0.0.1", "localhost", "::1", settings.host) if is_open else None,
     )
