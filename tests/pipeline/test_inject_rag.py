@@ -52,9 +52,7 @@ def compared(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRANSFUSE_CACHE", str(out.parent / "cache"))
         patch.setattr(LocalGenerator, "generate", noted)
-        patch.setattr(
-            "transfuse.recipes.inject_retrieval.load_embedder", lambda reference, **_: WordEmbedder()
-        )
+        patch.setattr("transfuse.recipes.embedding.load_embedder", lambda reference, **_: WordEmbedder())
         done = transfuse(*inject_arguments(out, *rag(embedder="minilm-l6-v2")))
     assert done.code == 0, done.err
     return out, calls

@@ -29,6 +29,13 @@ class RagSettings(StrictModel):
     n_tuning_questions: PositiveInt = 32
     """Training questions that are asked once with each of the candidates; one a fact as far as they go."""
 
+    @property
+    def rerank_by(self) -> str | None:
+        """What scores the best hits again: the reranker, `exact`, or nothing."""
+        if not self.rerank:
+            return None
+        return self.reranker or ("exact" if self.mode != "lexical" else None)
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "RagSettings":
         if self.embedder is None and self.mode != "lexical":

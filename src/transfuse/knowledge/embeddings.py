@@ -31,6 +31,7 @@ _KIND = ModelKind(
     "embedding model",
     expected=f"{BUNDLED_EMBEDDER!r}, a sentence-transformers folder",
     other=f"a local folder or the bundled {BUNDLED_EMBEDDER!r}",
+    may_run_code=True,
 )
 _BATCH_TOKENS = {"cpu": 2048}
 """What a batch holds, padding included: on a CPU what still lies in its caches."""

@@ -32,6 +32,8 @@ class ModelKind:
     """What a reference may be beside a Hub id."""
     other: str
     """What to use where the Hub cannot be reached."""
+    may_run_code: bool = False
+    """Whether the user can have its own Python code run."""
 
 
 def model_folder(reference: str, kind: ModelKind, *, with_code: bool = False) -> Path:
@@ -166,10 +168,8 @@ def loading_errors(reference: str, kind: ModelKind) -> Iterator[None]:
         raise
     except _LOADING_ERRORS as err:
         if "trust_remote_code" in str(err):
-            detail = (
-                "it needs Python code of its own, which is not run; choose a model without, or, if you trust it, "
-                "give --trust-remote-code."
-            )
+            trusting = ", or, if you trust it, give --trust-remote-code" if kind.may_run_code else ""
+            detail = f"it needs Python code of its own, which is not run; choose a model without{trusting}."
         else:
             detail = f"cannot be loaded: {first_line(err)}; copy it again, or choose another model."
         raise ModelError(f"{kind.name} {reference!r}: {detail}") from err

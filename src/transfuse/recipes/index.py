@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from transfuse.io.bundled import cache_folder
 from transfuse.io.documents import read_documents
-from transfuse.knowledge.embedding_cache import CachedEmbedder
-from transfuse.knowledge.embeddings import load_embedder
 from transfuse.knowledge.index_building import IndexChange, add_documents, build_index, remove_documents
 from transfuse.knowledge.index_contents import DROPPED_FILE, check_installed
 from transfuse.knowledge.index_files import check_place, read_info
 from transfuse.knowledge.records import IndexSettings
+from transfuse.recipes.embedding import cached_embedder
 from transfuse.recipes.index_search import counted
 from transfuse.recipes.progress import Advance, Display
 from transfuse.recipes.schema import make_settings
@@ -55,7 +53,7 @@ def build_from_files(
     check_place(out, overwrite=overwrite)
     check_installed(settings, has_graph=False)
     texts, unread = read_documents(documents)
-    model = _embedder(settings.embedder, trust_remote_code)
+    model = cached_embedder(settings.embedder, trust_remote_code=trust_remote_code)
     with _bars() as bar:
         change = build_index(
             texts,
@@ -92,7 +90,7 @@ def add_from_files(index: Path, documents: Path, *, trust_remote_code: bool = Fa
     settings = read_info(index).settings
     check_installed(settings, has_graph=False)
     texts, unread = read_documents(documents)
-    model = _embedder(settings.embedder, trust_remote_code)
+    model = cached_embedder(settings.embedder, trust_remote_code=trust_remote_code)
     with _bars() as bar:
         change = add_documents(
             index,
@@ -174,11 +172,6 @@ def change_text(change: IndexChange, index: Path) -> str:
         why = f"; {index / info.generation / DROPPED_FILE} says why" if is_written else ""
         lines.append(f"Left out: {listed}{why}.")
     return "\n".join(lines)
-
-
-def _embedder(reference: str, trust_remote_code: bool) -> CachedEmbedder:
-    model = load_embedder(reference, trust_remote_code=trust_remote_code)
-    return CachedEmbedder(model, cache_folder() / "embeddings.sqlite")
 
 
 @contextmanager

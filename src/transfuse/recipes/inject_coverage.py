@@ -8,7 +8,8 @@ from transfuse.errors import MissingExtraError
 from transfuse.inject.coverage import Coverage, coverage
 from transfuse.io.files import write_json
 from transfuse.io.run_folder import RunFolder
-from transfuse.recipes.inject_knowledge import Knowledge, load_embedding
+from transfuse.recipes.embedding import cached_embedder
+from transfuse.recipes.inject_knowledge import Knowledge
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import Fact, QAPair
 
@@ -49,7 +50,7 @@ def measure_coverage(recipe: InjectRecipe, run: RunFolder, knowledge: Knowledge)
     with run.stage("coverage", key, version=COVERAGE_VERSION) as stage:
         path = stage.folder / "coverage.json"
         if not stage.is_done:
-            found, note = _coverage(facts, pairs, reference)
+            found, note = _coverage(facts, pairs, reference, recipe.trust_remote_code)
             write_json(path, {**found.to_json(), "note": note, "embedder": None if note else reference})
     told = json.loads(path.read_text(encoding="utf-8"))
     by_fact = {each["fact_id"]: each for each in told["facts"]}
@@ -64,11 +65,13 @@ def measure_coverage(recipe: InjectRecipe, run: RunFolder, knowledge: Knowledge)
     return Covered(by_fact, summary)
 
 
-def _coverage(facts: list[Fact], pairs: list[QAPair], reference: str | None) -> tuple[Coverage, str]:
+def _coverage(
+    facts: list[Fact], pairs: list[QAPair], reference: str | None, trust_remote_code: bool
+) -> tuple[Coverage, str]:
     if reference is None:
         return coverage(facts, pairs, embed=None), "No embedding model was asked for."
     try:
-        embed = load_embedding(reference)
+        embed = cached_embedder(reference, trust_remote_code=trust_remote_code).embed
     except MissingExtraError as err:
         return coverage(facts, pairs, embed=None), f"Similarity was not measured: {err}"
     return coverage(facts, pairs, embed=embed), ""

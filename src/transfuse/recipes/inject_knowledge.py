@@ -5,18 +5,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from transfuse.errors import DataError
 from transfuse.inject.knowledge import load_facts, load_pairs
 from transfuse.inject.near_questions import screen_near_questions
 from transfuse.inject.selection import Selection, select_pairs
-from transfuse.io.bundled import cache_folder
 from transfuse.io.documents import read_documents
 from transfuse.io.models import load_tokenizer
-from transfuse.knowledge.embedding_cache import CachedEmbedder
-from transfuse.knowledge.embeddings import load_embedder
+from transfuse.recipes.embedding import cached_embedder
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.text.sections import screen_sections, split_sections
 from transfuse.types import Document, Dropped, Fact, QAPair, Section
@@ -149,12 +146,8 @@ def _screened(recipe: InjectRecipe, pairs: list[QAPair]) -> tuple[list[QAPair], 
     threshold = recipe.coverage.near_duplicate
     if threshold is None or recipe.coverage.embedder is None:
         return pairs, []
-    return screen_near_questions(pairs, load_embedding(recipe.coverage.embedder), threshold)
-
-
-def load_embedding(reference: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """A model's embeddings of texts, kept in the user's cache."""
-    return CachedEmbedder(load_embedder(reference), cache_folder() / "embeddings.sqlite").embed
+    model = cached_embedder(recipe.coverage.embedder, trust_remote_code=recipe.trust_remote_code)
+    return screen_near_questions(pairs, model.embed, threshold)
 
 
 def token_counter(recipe: InjectRecipe) -> Callable[[str], int]:

@@ -151,7 +151,7 @@ def _answer(
     summary = {
         "embedder": settings.embedder,
         "mode": settings.mode,
-        "rerank": _rerank_name(settings),
+        "rerank": settings.rerank_by,
         "n_passages": found.n_passages,
         "passage_tokens": settings.passages.max_tokens,
         "k": k,
@@ -252,10 +252,3 @@ def _answers_in(folder: Path) -> dict[str, list[AnswerRecord]]:
         row: [AnswerRecord(**line.value) for line in read_jsonl(folder / name)]
         for row, name in {"": ANSWERS, "/kept-out": ANSWERS_KEPT_OUT}.items()
     }
-
-
-def _rerank_name(settings: RagSettings) -> str | None:
-    """What scored the best hits again, as the report names it."""
-    if not settings.rerank:
-        return None
-    return settings.reranker or ("exact" if settings.mode != "lexical" else None)

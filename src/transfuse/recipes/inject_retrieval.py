@@ -9,14 +9,13 @@ from typing import Any
 
 from transfuse.baselines.rag_settings import RagSettings
 from transfuse.errors import MissingExtraError
-from transfuse.io.bundled import cache_folder
 from transfuse.io.jsonl import read_jsonl, write_jsonl
 from transfuse.io.quiet import quiet
-from transfuse.knowledge.embedding_cache import CachedEmbedder
-from transfuse.knowledge.embeddings import BUNDLED_EMBEDDER, load_embedder
+from transfuse.knowledge.embeddings import BUNDLED_EMBEDDER
 from transfuse.knowledge.model_folders import ModelKind, model_folder
 from transfuse.knowledge.passages import cut_passages, searched_text
 from transfuse.knowledge.records import Hit, IndexSettings, LexicalSettings, Passage, Rerank
+from transfuse.recipes.embedding import cached_embedder
 from transfuse.recipes.inject_knowledge import token_counter
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
@@ -164,8 +163,7 @@ def _search_index(
     from transfuse.knowledge.index_building import build_index
 
     reference = str(settings.embedder)
-    model = load_embedder(reference, trust_remote_code=recipe.trust_remote_code)
-    embedder = CachedEmbedder(model, cache_folder() / "embeddings.sqlite")
+    embedder = cached_embedder(reference, trust_remote_code=recipe.trust_remote_code)
     path = folder / "index"
     with display.bar("embedding passages") as advance:
         change = build_index(
@@ -183,11 +181,11 @@ def _search_index(
 
 
 def _rerank(settings: RagSettings) -> Rerank:
-    if settings.rerank and settings.reranker is not None:
-        from transfuse.knowledge.reranking import load_reranker
+    if settings.rerank_by in (None, "exact"):
+        return settings.rerank_by
+    from transfuse.knowledge.reranking import load_reranker
 
-        return load_reranker(settings.reranker)
-    return "exact" if settings.rerank and settings.mode != "lexical" else None
+    return load_reranker(settings.rerank_by)
 
 
 def _search_words(

@@ -26,7 +26,8 @@ from transfuse.inject.section_pair_writing import write_section_pairs
 from transfuse.io.files import file_sha256, write_json, write_text
 from transfuse.io.jsonl import read_jsonl, write_jsonl
 from transfuse.io.run_folder import RunFolder, Stage
-from transfuse.recipes.inject_knowledge import load_embedding, titles_of_sections, token_counter
+from transfuse.recipes.embedding import cached_embedder
+from transfuse.recipes.inject_knowledge import titles_of_sections, token_counter
 from transfuse.recipes.progress import Advance, Display
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import Document, Dropped, Fact, Section
@@ -370,7 +371,7 @@ def _near_questions(recipe: InjectRecipe) -> Callable[[str, Sequence[str]], bool
     threshold, reference = recipe.coverage.near_duplicate, recipe.coverage.embedder
     if threshold is None or reference is None:
         return None
-    embed = load_embedding(reference)
+    embed = cached_embedder(reference, trust_remote_code=recipe.trust_remote_code).embed
 
     def is_near(question: str, earlier: Sequence[str]) -> bool:
         vectors = embed([question, *earlier])
