@@ -92,6 +92,34 @@ class QAPair:
     """Ids of further facts that the answer takes (kind `two-facts`)."""
 
 
+class Turn(NamedTuple):
+    """One message of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskItem:
+    """One sample of a task: a conversation and the answer that it is to end with."""
+
+    id: str
+    messages: tuple[Turn, ...]
+    """The turns before the answer; none where the answer is a plain text that is learned whole."""
+    answer: str
+    """The gold answer, or the plain text."""
+    aliases: tuple[str, ...] = ()
+    """Further right answers."""
+    group: str = ""
+    """What the item belongs to: its category, or its data set."""
+
+    @property
+    def question(self) -> str:
+        """The last turn before the answer; empty for a plain text."""
+        return self.messages[-1].content if self.messages else ""
+
+
 class Estimate(NamedTuple):
     """A mean with its 95 % interval."""
 

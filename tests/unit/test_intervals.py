@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfuse.tensors.intervals import cluster_bootstrap
+from transfuse.tensors.intervals import cluster_bootstrap, paired_difference
 from transfuse.types import Estimate
 
 
@@ -97,3 +97,48 @@ def test_the_value_lies_within_its_interval(items, seed, counts):
     assert estimate.high <= 1 + 1e-9
     assert estimate.value == pytest.approx((shares * weights).sum() / weights.sum())
     assert estimate.n == len(items)
+
+
+def difference(first, second, sizes=None, clusters=None, seed=0) -> Estimate:
+    arms = np.array(first, dtype=float), np.array(second, dtype=float)
+    sizes = np.ones(len(first)) if sizes is None else np.array(sizes, dtype=float)
+    numbers = np.arange(len(first)) if clusters is None else np.array(clusters)
+    return paired_difference(*arms, sizes, numbers, seed, 2000)
+
+
+def test_a_difference_of_two_arms_by_hand():
+    # Two items that differ by 1 and by -1: draws give -1, 0 or 1, and both tails exceed 2.5 %.
+    assert difference([1, 0], [0, 1]) == Estimate(0.0, -1.0, 1.0, 2)
+    # Bits over bytes: (8 - 6 + 6 - 2) / (2 + 6), the first item alone 2 / 2, the second 4 / 6.
+    assert difference([8, 6], [6, 2], [2, 6]) == pytest.approx((0.75, 2 / 3, 1.0, 2))
+
+
+def test_what_makes_an_item_hard_for_both_does_not_widen_the_difference():
+    rng = np.random.default_rng(3)
+    hardness, gain = rng.random(200), rng.normal(0.01, 0.001, 200)
+    paired = difference(hardness + gain, hardness)
+    alone = mean(hardness, range(200))
+    assert paired.low > 0.009
+    assert paired.high - paired.low < 0.02 * (alone.high - alone.low)
+
+
+def test_seeds_of_one_item_stand_or_fall_together():
+    first, second = [1, 0, 1, 1, 0, 0, 1, 0], [0, 0, 1, 0, 1, 0, 0, 0]
+    once = difference(first, second)
+    assert difference(first * 3, second * 3, clusters=[*range(8)] * 3)[:3] == pytest.approx(once[:3])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "value", "low", "high"),
+    [(1, 1, 0, -1, 1), (1, 0, 1, -1, 1), (0, 1, -1, -1, 1)],
+)
+def test_scores_that_differ_by_the_same_everywhere_are_not_certain(first, second, value, low, high):
+    slack = 1 - 0.025 ** (1 / 30)
+    found = difference([first] * 30, [second] * 30)
+    assert found == pytest.approx((value, value + slack * (low - value), value + slack * (high - value), 30))
+
+
+def test_a_difference_of_nothing_is_not_zero():
+    assert difference([], [], [], np.array([], dtype=int)) == Estimate(None, None, None, 0)
+    with pytest.raises(ValueError, match="positive sum"):
+        difference([1.0], [0.5], [0.0])

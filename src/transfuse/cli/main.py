@@ -1,6 +1,5 @@
 """The command line: parse arguments, call one recipe, set the exit code. Heavy imports stay inside commands."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,9 @@ import typer
 
 from transfuse import __version__
 from transfuse.cli.index import index_app
+from transfuse.cli.runs import run_recipe, show_run
 from transfuse.cli.terminal import console
+from transfuse.cli.transfer import transfer_app
 from transfuse.errors import TransfuseError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -27,6 +28,7 @@ models_app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(index_app, name="index")
+app.add_typer(transfer_app, name="transfer")
 
 Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or a bundled name.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter folder to put onto the model.")]
@@ -145,12 +147,14 @@ def inject(
         trust_remote_code=trust_remote_code,
     )
     recipe = make_recipe({**tree, "seed": seed}, settings or [], where="transfuse inject")
-    _run(recipe, out, overwrite=overwrite, stop_after=stop_after)
+    run_recipe(recipe, out, overwrite=overwrite, stop_after=stop_after)
 
 
 @app.command()
 def plan(
-    documents: Annotated[Path, typer.Argument(help="A recipe file (YAML), or documents as for `inject`.")],
+    documents: Annotated[
+        Path | None, typer.Argument(help="A recipe file (YAML), or documents as for `inject`.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="As for `inject`; a recipe names its own.")
     ] = None,
@@ -162,16 +166,31 @@ def plan(
     no_rag: NoRag = False,
     include: Include = None,
     exclude: Exclude = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Of a transfer: teacher and student; their configurations are enough.")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="See --teacher.")] = None,
     settings: Sets = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Say beforehand what a run will ask and train: requests, tokens and, with a price given, cost."""
+    """Say beforehand what a run takes: requests, tokens and cost of `inject`; memory, disk and time of `transfer`."""
     from transfuse.errors import RecipeError
     from transfuse.recipes.plan import plan_table
     from transfuse.recipes.schema import load_recipe, make_recipe
+    from transfuse.recipes.transfer_plan import plan_recipe, plan_transfer_table
 
+    if documents is None:
+        if teacher is None or student is None:
+            raise RecipeError(
+                "transfuse plan: expected a recipe file, documents and --model, or --teacher and --student."
+            )
+        console().print(plan_transfer_table(teacher, student, trust_remote_code=trust_remote_code))
+        return
     if documents.suffix.lower() in (".yaml", ".yml"):
         recipe = load_recipe(documents, settings or [])
+        if recipe.kind == "transfer":
+            console().print(plan_recipe(recipe))
+            return
     else:
         if model is None:
             raise RecipeError(
@@ -206,13 +225,13 @@ def run(
     """Run a recipe file."""
     from transfuse.recipes.schema import load_recipe
 
-    _run(load_recipe(recipe, settings or []), out, overwrite=overwrite, stop_after=stop_after)
+    run_recipe(load_recipe(recipe, settings or []), out, overwrite=overwrite, stop_after=stop_after)
 
 
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
     """Rebuild a run's page and print its table."""
-    _show(run_folder)
+    show_run(run_folder)
 
 
 @app.command()
@@ -293,27 +312,6 @@ def options(
     ] = None,
 ) -> None:
     """Move knowledge into language models, and show how much arrived."""
-
-
-def _run(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | None) -> None:
-    from transfuse.errors import RecipeError
-    from transfuse.recipes.inject import run_inject
-    from transfuse.recipes.team import Team
-
-    if stop_after not in (None, "facts", "questions"):
-        raise RecipeError(f"--stop-after: expected 'facts' or 'questions', got {stop_after!r}.")
-    command = shlex.join(["transfuse", *sys.argv[1:]])
-    run_inject(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)  # type: ignore[arg-type]
-    if Team().is_main and stop_after is None:
-        _show(out)
-
-
-def _show(run_folder: Path) -> None:
-    from transfuse.report import read_report, result_table, write_page
-
-    page = write_page(run_folder)
-    console().print(result_table(read_report(run_folder)))
-    typer.echo(f"Page: {page}")
 
 
 def _typed_lines() -> Any:

@@ -289,6 +289,8 @@ class EndpointGenerator:
 
 
 def _messages(request: Request) -> list[dict[str, str]]:
+    if request.messages:
+        return [turn._asdict() for turn in request.messages]
     lead = ""
     if request.context is not None:
         from transfuse.io.chat import CONTEXT  # heavy: torch and transformers come with it

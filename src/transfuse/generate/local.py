@@ -85,9 +85,12 @@ class LocalGenerator:
 
     def _prompt(self, request: Request) -> list[int]:
         """The prompt, and what the reply is to begin with."""
-        prompt = self._prompts.encode_question(
-            request.question, context=request.context, system=request.system
-        )
+        if request.messages:
+            prompt = self._prompts.encode_messages([turn._asdict() for turn in request.messages])
+        else:
+            prompt = self._prompts.encode_question(
+                request.question, context=request.context, system=request.system
+            )
         return prompt + self._piece_ids(_opening(request))
 
     def _piece_ids(self, text: str) -> list[int]:

@@ -1,8 +1,10 @@
 """What every generator promises: requests in, one reply each, in order."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
+
+from transfuse.types import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,16 @@ class Request:
     """Whether the reply ends at the first line break."""
     schema: str | None = None
     """JSON schema, as JSON text, that the reply is to follow; a hint to generators that cannot hold to it."""
+    messages: tuple[Turn, ...] = ()
+    """A whole conversation that the reply continues, in place of `question`, `context` and `system`."""
+
+
+def request_parts(request: Request) -> dict[str, Any]:
+    """Everything that a reply depends on; a conversation only where there is one, so that older keys stay."""
+    parts = {field.name: getattr(request, field.name) for field in fields(request)}
+    if not request.messages:
+        del parts["messages"]
+    return parts
 
 
 @dataclass(frozen=True, slots=True)

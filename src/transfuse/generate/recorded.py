@@ -3,19 +3,18 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import final
 
 from transfuse.errors import GenerationError
-from transfuse.generate.protocol import Generator, OnReply, Reply, Request
+from transfuse.generate.protocol import Generator, OnReply, Reply, Request, request_parts
 from transfuse.io.files import file_sha256
 from transfuse.io.jsonl import read_jsonl, write_jsonl
 
 
 def request_key(request: Request) -> str:
     """SHA-256 of everything that a reply depends on."""
-    return hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(request_parts(request), sort_keys=True).encode()).hexdigest()
 
 
 @final
@@ -59,7 +58,7 @@ def record_replies(generator: Generator, requests: Sequence[Request], path: Path
     """Ask a generator and write its replies where `RecordedGenerator` finds them; failed ones are left out."""
     replies = generator.generate(requests)
     rows = [
-        {"key": request_key(request), **asdict(request), **_kept(reply)}
+        {"key": request_key(request), **request_parts(request), **_kept(reply)}
         for request, reply in zip(requests, replies, strict=True)
         if not reply.error
     ]

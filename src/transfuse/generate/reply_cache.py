@@ -6,12 +6,11 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import final
 
 from transfuse.errors import GenerationError
-from transfuse.generate.protocol import Reply, Request
+from transfuse.generate.protocol import Reply, Request, request_parts
 from transfuse.io.bundled import cache_folder
 from transfuse.io.files import write_errors
 
@@ -36,8 +35,7 @@ def default_cache_path() -> Path:
 
 def reply_key(request: Request, identity: str) -> str:
     """SHA-256 of everything that a reply depends on: the request and who answers it."""
-    parts = {field.name: getattr(request, field.name) for field in fields(request)}
-    return hashlib.sha256(_JSON.encode([identity, parts]).encode()).hexdigest()
+    return hashlib.sha256(_JSON.encode([identity, request_parts(request)]).encode()).hexdigest()
 
 
 @final

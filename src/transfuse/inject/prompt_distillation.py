@@ -13,21 +13,15 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from transfuse.generate.protocol import Generator, Request
+from transfuse.generate.task_requests import why_unusable
 from transfuse.io.chat import PromptFormat
-from transfuse.tensors.sparse_targets import top_log_probs
-from transfuse.train.batches import (
-    TrainingPass,
-    TrainingRow,
-    packed_order,
-    packed_passes,
-    padded_order,
-    padded_passes,
-)
+from transfuse.train.batches import TrainingRow
 from transfuse.train.objective import AnswerLoss, why_not_packed
 from transfuse.train.soft_targets import SoftTargets
+from transfuse.train.teacher_targets import teacher_targets
 from transfuse.types import Dropped, QAPair, StrictModel
 
 MAX_TOKENS_PER_PASS = 2048
@@ -107,9 +101,8 @@ def teacher_answers(
     answers: dict[str, str] = {}
     dropped: list[Dropped] = []
     for pair, reply in zip(asked, generator.generate(requests, count), strict=True):
-        if reply.error or reply.is_cut or not reply.text.strip():
-            cut = f"the teacher's answer did not end within {max_new_tokens} tokens" if reply.is_cut else ""
-            reason = reply.error or cut or "the teacher's answer is empty"
+        reason = why_unusable(reply, max_new_tokens)
+        if reason:
             dropped.append(Dropped("pair", pair.question[:80], reason))
         else:
             answers[pair.id] = reply.text.strip()
@@ -161,42 +154,20 @@ def teacher_rows(
     soft: dict[int, SoftTargets] = {}
     # Section by section: among rows of several sections only the template's beginning would be shared.
     for indices in members.values():
-        rows = [lessons[index].teacher for index in indices]
-        if is_packed:
-            passes, order = packed_passes(rows, MAX_TOKENS_PER_PASS), packed_order(rows)
-        else:
-            passes, order = padded_passes(rows, MAX_TOKENS_PER_PASS, prompts.pad_id), padded_order(rows)
-        token_ids, log_probs = _top_of_passes(objective, passes, settings, device)
-        sizes = [rows[n].n_learned for n in order]
-        for n, ids, nats in zip(order, token_ids.split(sizes), log_probs.split(sizes), strict=True):
-            # Cloned: a view would keep, and pickle, the targets of the whole section.
-            soft[indices[n]] = SoftTargets(
-                ids.clone(), nats.clone(), settings.temperature, settings.hard_weight
-            )
+        targets = teacher_targets(
+            objective,
+            [lessons[index].teacher for index in indices],
+            is_packed=is_packed,
+            max_tokens_per_pass=MAX_TOKENS_PER_PASS,
+            pad_id=prompts.pad_id,
+            top_k=settings.top_k,
+            temperature=settings.temperature,
+            hard_weight=settings.hard_weight,
+        )
+        soft |= dict(zip(indices, targets, strict=True))
         on_rows(len(soft), len(lessons))
     objective.train(was_training)
     return [lesson.student._replace(soft=soft[n]) for n, lesson in enumerate(lessons)], dropped
-
-
-@torch.no_grad()
-def _top_of_passes(
-    objective: AnswerLoss,
-    passes: Sequence[TrainingPass],
-    settings: DistillationSettings,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Ids and log-probabilities at the targets of all passes, in their order."""
-    found = [
-        top_log_probs(
-            objective.target_logits(*(part.to(device) for part in batch[:5])),
-            settings.top_k,
-            settings.temperature,
-        )
-        for batch in passes
-    ]
-    return torch.cat([each.token_ids.cpu() for each in found]), torch.cat(
-        [each.log_probs.cpu() for each in found]
-    )
 
 
 def _lessons(

@@ -94,6 +94,20 @@ class PromptFormat:
             tail = f" {answer.strip()}\n"
         return prompt_ids, self._closed(self._continuation(prompt, prompt_ids, tail))
 
+    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's next turn begins.
+
+        Args:
+            messages: turns with "role" and "content"; the last one is not the assistant's.
+
+        Returns:
+            The prompt that `encode_chat` gives for the same turns.
+
+        Raises:
+            ModelError: the chat template cannot render these turns.
+        """
+        return self._prompt_ids(self._turns_text(messages))
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
         """Token ids of a conversation up to its last turn, and of that turn, for training.
 
@@ -108,11 +122,10 @@ class PromptFormat:
             ModelError: the chat template cannot render these turns.
         """
         *before, last = (dict(turn) for turn in messages)
+        prompt = self._turns_text(before)
         if not self.is_chat:
-            prompt = "".join(f"{turn['content'].strip()}\n\n" for turn in before)
             tail = last["content"].strip()
         else:
-            prompt = _render(self.tokenizer, before, awaits_answer=True)
             whole = _render(self.tokenizer, [*before, last])
             tail = whole[len(prompt) :] if whole.startswith(prompt) else last["content"]
         prompt_ids = self._prompt_ids(prompt)
@@ -136,6 +149,11 @@ class PromptFormat:
         eos_id = _as_id(self.tokenizer.eos_token_id) if ends else None
         end = [] if eos_id is None else [eos_id]
         return [*self.bos_ids, *_plain_ids(self.tokenizer, text), *end]
+
+    def _turns_text(self, turns: Sequence[Mapping[str, str]]) -> str:
+        if not self.is_chat:
+            return "".join(f"{turn['content'].strip()}\n\n" for turn in turns)
+        return _render(self.tokenizer, [dict(turn) for turn in turns], awaits_answer=True)
 
     def _prompt_text(self, question: str, context: str | None, system: str | None = None) -> str:
         lead = "" if context is None else CONTEXT.format(context=context)

@@ -70,7 +70,7 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTra
     source = resolve_model(reference)
     if source.kind == "folder" and source.path is not None:
         check_model_folder(source.path, needs_weights=False)
-    with quiet("gguf", "numpy"), _explained(source):
+    with quiet("gguf", "numpy"), explained_loading(source):
         return _tokenizer_of(source, trust_remote_code=trust_remote_code)
 
 
@@ -104,7 +104,7 @@ def load_model(
     weight_dtype = torch.float32 if trainable else compute_dtype
     if source.kind == "folder" and source.path is not None:
         check_model_folder(source.path)
-    with quiet("gguf", "numpy"), _explained(source):
+    with quiet("gguf", "numpy"), explained_loading(source):
         tokenizer = _tokenizer_of(source, trust_remote_code=trust_remote_code)
         if source.kind in ("gguf", "bundled"):
             model = _gguf_model(_gguf_path(source), weight_dtype)
@@ -257,7 +257,7 @@ def _is_local_only(source: ModelSource) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(source: ModelSource) -> Iterator[None]:
+def explained_loading(source: ModelSource) -> Iterator[None]:
     """Turn what transformers raises into an error that says what to do."""
     try:
         yield

@@ -8,11 +8,11 @@ from typing import Any
 from transfuse import __version__
 from transfuse.evaluate.questions import answer_estimates, estimate_json
 from transfuse.io.hardware import hardware_text
-from transfuse.io.references import resolve_model
 from transfuse.io.run_folder import StageRecord
 from transfuse.recipes.inject_knowledge import Knowledge
 from transfuse.recipes.inject_model import result_name
 from transfuse.recipes.inject_rag import Retrieved
+from transfuse.recipes.loading_code import loading_code
 from transfuse.recipes.schema import InjectRecipe
 from transfuse.types import AnswerRecord, Dropped, QAPair
 
@@ -175,25 +175,4 @@ def _without_section(knowledge: Knowledge, before: Measurement) -> list[dict[str
 
 
 def _result(recipe: InjectRecipe, name: str) -> dict[str, Any]:
-    return {"path": name, "kind": name, "base_model": recipe.model, "load": _loading_code(recipe, name)}
-
-
-def _loading_code(recipe: InjectRecipe, name: str) -> str:
-    """Python that loads the result without Transfuse."""
-    if name == "model":
-        return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("model")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("model")\n'
-        )
-    source = resolve_model(recipe.model)
-    where = f'"{source.path or source.hub_id}"'
-    if source.kind in ("gguf", "bundled") and source.path is not None:
-        where = f'"{source.path.parent}", gguf_file="{source.path.name}"'
-    return (
-        "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({where})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({where})\n"
-        'model = PeftModel.from_pretrained(base, "adapter")\n'
-    )
+    return {"path": name, "kind": name, "base_model": recipe.model, "load": loading_code(recipe.model, name)}

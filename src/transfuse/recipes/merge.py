@@ -4,13 +4,15 @@ from pathlib import Path
 
 from transfuse.errors import RunFolderError
 from transfuse.io.models import load_model, save_model
-from transfuse.train.adapters import load_adapter
+from transfuse.train.adapters import load_adapter, merge_adapter_weights
 
 
 def merge_adapter(
     model: str, adapter: Path, out: Path, *, overwrite: bool = False, trust_remote_code: bool = False
 ) -> None:
     """Write an ordinary model folder: base weights plus scaling * B @ A, in float32.
+
+    Embeddings that are tied to the head are untied where the adapter changes either of them.
 
     Args:
         model: reference of the untouched base.
@@ -31,5 +33,5 @@ def merge_adapter(
     if is_there and any(out.resolve() == Path(each).expanduser().resolve() for each in (model, adapter)):
         raise RunFolderError(f"{out}: is the base model itself; choose another --out.")
     loaded = load_model(model, precision="float32", trust_remote_code=trust_remote_code)
-    merged = load_adapter(loaded.model, adapter).merge_and_unload()  # type: ignore[operator]
+    merged = merge_adapter_weights(load_adapter(loaded.model, adapter))
     save_model(merged, loaded.tokenizer, out)

@@ -19,6 +19,7 @@ from transfuse.inject.pair_settings import PairSettings
 from transfuse.inject.prompt_distillation import DistillationSettings
 from transfuse.inject.records import RecordSettings
 from transfuse.io.precision import Precision
+from transfuse.recipes.transfer_schema import TransferRecipe
 from transfuse.train.settings import TrainSettings
 from transfuse.types import Basis, StrictModel
 
@@ -123,13 +124,24 @@ class InjectRecipe(StrictModel):
         return self
 
 
-Recipe = InjectRecipe
+Recipe = InjectRecipe | TransferRecipe
 """Every kind of recipe; told apart by `kind`."""
 
 Settings = TypeVar("Settings", bound=StrictModel)
 
-_RECIPES: dict[str, type[Recipe]] = {"inject": InjectRecipe}
-_PATHS = ("documents", "facts", "qa", "records.replay_texts", "records.chats")
+_RECIPES: dict[str, type[Recipe]] = {"inject": InjectRecipe, "transfer": TransferRecipe}
+_PATHS = (
+    "documents",
+    "facts",
+    "qa",
+    "records.replay_texts",
+    "records.chats",
+    "task",
+    "train_file",
+    "eval_file",
+    "extraction",
+    "task_adapter",
+)
 
 WITHOUT_EFFECT = frozenset(f"generator.{name}" for name in generator_settings.WITHOUT_EFFECT)
 """Keys that change no result; a run may go on with others."""
@@ -302,7 +314,7 @@ _Loader.add_implicit_resolver(
 def _absolute(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe absolute, in place; a model is a path where there is such a file or folder."""
     generator, coverage, rag = (tree.get(name) for name in ("generator", "coverage", "rag"))
-    models = [(tree, "model"), (generator, "reference")]
+    models = [(tree, "model"), (tree, "teacher"), (tree, "student"), (generator, "reference")]
     models += [(coverage, "embedder"), (rag, "embedder"), (rag, "reranker")]
     for group, name in models:
         value = group.get(name) if isinstance(group, dict) else None

@@ -7,27 +7,13 @@ by another version can still be read.
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from transfuse.errors import RunFolderError
+from transfuse.report.parts import CurvePoint, MetricValue, ReportPart
+from transfuse.report.transfer_parts import Arm, Comparison, Transfer
 
 REPORT_FILE = "report.json"
-
-
-class ReportPart(BaseModel):
-    """A part of the report; unknown fields are kept."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
-
-
-class MetricValue(ReportPart):
-    """A mean with its 95 % interval; all None where nothing could be scored."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    """Number of scored items."""
 
 
 class Row(ReportPart):
@@ -44,14 +30,6 @@ class Stage(ReportPart):
     seconds: float
     reused: bool = False
     """True where an earlier run had already done the same work."""
-
-
-class CurvePoint(ReportPart):
-    """One logged training step."""
-
-    step: int
-    loss: float
-    learning_rate: float | None = None
 
 
 class Training(ReportPart):
@@ -235,11 +213,21 @@ class Report(ReportPart):
     coverage: Coverage | None = None
     rag: Rag | None = None
     """None where no passages were searched for."""
+    transfer: Transfer | None = None
+    """None but for transfer runs; those that only extract write this part alone."""
+    arms: list[Arm] = Field(default_factory=list)
+    comparisons: list[Comparison] = Field(default_factory=list)
     facts: list[FactResult] = Field(default_factory=list)
     sections: list[SectionSummary] = Field(default_factory=list)
     dropped: list[DroppedThing] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
     result: Result | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _extraction_has_no_rows(cls, content: Any) -> Any:
+        is_transfer = isinstance(content, dict) and content.get("kind") == "transfer"
+        return {"rows": [], **content} if is_transfer else content
 
 
 def read_report(run: Path) -> Report:

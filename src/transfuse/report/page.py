@@ -11,8 +11,11 @@ from markupsafe import Markup
 
 from transfuse.errors import RunFolderError
 from transfuse.report import wording
-from transfuse.report.load import FactResult, Report, read_report
+from transfuse.report.arm_plots import curves_chart, forest_chart, sweep_chart
+from transfuse.report.load import DroppedThing, FactResult, Report, read_report
 from transfuse.report.plots import metrics_chart, questions_per_fact_plot, training_chart, tuning_chart
+from transfuse.report.transfer_plots import blocks_chart, sensitivity_chart, shares_chart
+from transfuse.report.transfer_verdict import main_method, transfer_verdict
 from transfuse.report.verdict import (
     AFTER_ROWS,
     COUNTING_RULES,
@@ -65,19 +68,23 @@ def write_page(run: Path) -> Path:
 def page_html(report: Report) -> str:
     """The page as text; everything that comes from the report is escaped."""
     script = (_HERE / "page.js").read_text(encoding="utf-8")
+    transfer_charts = _transfer_charts(report)
+    curve = report.training.curve if report.training and not transfer_charts["curves"] else []
     return (
         _environment()
         .get_template("page.html.jinja")
         .render(
             report=report,
-            verdict=verdict(report),
+            verdict=transfer_verdict(report) if report.kind == "transfer" else verdict(report),
             counting_rule=COUNTING_RULES.get(counting_metric(report) or "", ""),
             metrics=wording.metric_names(report),
             # The charts are made here, with every text in them escaped by matplotlib.
             metrics_chart=Markup(metrics_chart(report)),  # noqa: S704
-            training_chart=Markup(training_chart(report.training.curve if report.training else [])),  # noqa: S704
+            training_chart=Markup(training_chart(curve)),  # noqa: S704
             tuning_chart=Markup(tuning_chart(report.rag.tuning if report.rag else [])),  # noqa: S704
             coverage_chart=Markup(_coverage_chart(report)),  # noqa: S704
+            transfer_charts=transfer_charts,
+            left_out=_left_out(report),
             uncovered=[fact for fact in report.facts if fact.n_by_answer == 0 and not fact.kept_out],
             sections=_facts_by_section(report),
             outcomes=_outcome_counts(report),
@@ -148,6 +155,28 @@ def _coverage_chart(report: Report) -> str:
     by_answer = [fact.n_by_answer or 0 for fact in trained]
     by_similarity = [fact.n_by_similarity for fact in trained if fact.n_by_similarity is not None]
     return questions_per_fact_plot(by_answer, by_similarity if len(by_similarity) == len(trained) else None)
+
+
+def _transfer_charts(report: Report) -> dict[str, Markup]:
+    """The charts of a transfer run by name, every text in them escaped by matplotlib."""
+    method, transfer = main_method(report), report.transfer
+    charts = {
+        "forest": forest_chart(report.comparisons),
+        "curves": curves_chart(report.arms, method),
+        "sweep": sweep_chart(report.arms, method),
+        "sensitivity": sensitivity_chart(transfer.layers, transfer.modules) if transfer else "",
+        "blocks": blocks_chart(transfer.blocks) if transfer else "",
+        "shares": shares_chart(transfer.blocks) if transfer else "",
+    }
+    return {name: Markup(svg) for name, svg in charts.items()}  # noqa: S704
+
+
+def _left_out(report: Report) -> list[DroppedThing]:
+    """Everything left out; a transfer names the student's parts that take nothing first."""
+    parts = report.transfer.left_out if report.transfer else []
+    return [
+        DroppedThing(kind="module", what=part.what, reason=part.reason) for part in parts
+    ] + report.dropped
 
 
 def _answer_columns(report: Report) -> dict[str, str]:

@@ -1,39 +1,19 @@
 """Charts of a report as inline SVG: the same report always gives the same text."""
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transfuse.report.load import CurvePoint, MetricValue, Report, TriedK
+from transfuse.report.plot_style import COLOURS, MARKERS, STYLE, WIDTH_IN, is_drawable, svg_text
 from transfuse.report.wording import is_share, metric_label, metric_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-WIDTH_IN = 5.0
-COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b")
-"""Apart for colour-blind readers too (after Okabe and Ito), and dark enough on white."""
-MARKERS = ("o", "s", "D", "^", "v", "P")
 _N_SEPARATE_BARS = 200
 """Up to this many bars there is room for gaps between them."""
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "transfuse",
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8a8a8a",
-    "axes.axisbelow": True,
-    "xtick.color": "#3a3a3a",
-    "ytick.color": "#3a3a3a",
-    "grid.color": "#e4e4e4",
-}
 
 
 def metrics_chart(report: Report) -> str:
@@ -47,7 +27,7 @@ def metrics_chart(report: Report) -> str:
     """
     rows = {row.name: row.metrics for row in report.rows}
     panels = {
-        metric: {name: metrics[metric] for name, metrics in rows.items() if _is_drawable(metrics.get(metric))}
+        metric: {name: metrics[metric] for name, metrics in rows.items() if is_drawable(metrics.get(metric))}
         for metric in metric_names(report)
     }
     panels = {metric: points for metric, points in panels.items() if points}
@@ -59,13 +39,13 @@ def metrics_chart(report: Report) -> str:
 
     heights = [0.58 + 0.22 * len(points) for points in panels.values()]
     looks = _looks(list(rows))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(hspace=0.08)
         figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.2), layout=layout)
         grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
         for axes, (metric, points) in zip(grid[:, 0], panels.items(), strict=True):
             _dots(axes, metric, points, looks)
-        return _svg(figure, "metrics", "Each metric per row, with 95 % intervals")
+        return svg_text(figure, "metrics", "Each metric per row, with 95 % intervals")
 
 
 def training_chart(curve: Sequence[CurvePoint]) -> str:
@@ -86,7 +66,7 @@ def training_chart(curve: Sequence[CurvePoint]) -> str:
     steps = [point.step for point in points]
     losses = [point.loss for point in points]
     rates = [(p.step, p.learning_rate) for p in points if p.learning_rate is not None]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 3.2 if rates else 2.5), layout="constrained")
         ratios = [3.4, 1] if rates else [1]
         grid = figure.subplots(len(ratios), 1, squeeze=False, sharex=True, height_ratios=ratios)
@@ -106,7 +86,7 @@ def training_chart(curve: Sequence[CurvePoint]) -> str:
         for axes in grid[:, 0]:
             axes.grid(axis="y")
         label = "Training loss and learning rate over the steps" if rates else "Training loss over the steps"
-        return _svg(figure, "training", label)
+        return svg_text(figure, "training", label)
 
 
 def questions_per_fact_plot(by_answer: Sequence[int], by_similarity: Sequence[int] | None = None) -> str:
@@ -127,7 +107,7 @@ def questions_per_fact_plot(by_answer: Sequence[int], by_similarity: Sequence[in
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 0.4 + 1.35 * len(panels)), layout="constrained")
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, sharey=True)
         for axes, colour, (label, numbers) in zip(grid[:, 0], COLOURS[1:], panels.items(), strict=False):
@@ -145,7 +125,7 @@ def questions_per_fact_plot(by_answer: Sequence[int], by_similarity: Sequence[in
         grid[-1, 0].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         grid[-1, 0].set_xlabel("facts, most questions first")
         figure.supylabel("questions", fontsize=9)
-        return _svg(figure, "coverage", "Questions that carry each fact, most first")
+        return svg_text(figure, "coverage", "Questions that carry each fact, most first")
 
 
 def tuning_chart(tried: Sequence[TriedK]) -> str:
@@ -158,15 +138,15 @@ def tuning_chart(tried: Sequence[TriedK]) -> str:
         An `<svg>` element; empty with fewer than two numbers to draw.
     """
     series = {
-        "F1 of the answers": [(each.k, each.f1) for each in tried if _is_drawable(each.f1)],
-        "gold answer in a passage": [(each.k, each.recall) for each in tried if _is_drawable(each.recall)],
+        "F1 of the answers": [(each.k, each.f1) for each in tried if is_drawable(each.f1)],
+        "gold answer in a passage": [(each.k, each.recall) for each in tried if is_drawable(each.recall)],
     }
     if len(series["F1 of the answers"]) < 2:
         return ""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 2.5), layout="constrained")
         axes = figure.subplots()
         for place, (label, points) in enumerate(series.items(), start=1):
@@ -182,7 +162,7 @@ def tuning_chart(tried: Sequence[TriedK]) -> str:
         axes.set_yticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
         axes.grid(axis="y")
         axes.legend(frameon=False, fontsize=8)
-        return _svg(figure, "tuning", "Scores of the tuning questions by number of passages")
+        return svg_text(figure, "tuning", "Scores of the tuning questions by number of passages")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -206,11 +186,6 @@ def smoothed(values: Sequence[float]) -> list[float]:
 def _without_question(numbers: Sequence[int]) -> str:
     n_without = sum(number == 0 for number in numbers)
     return f"{n_without:,} of {len(numbers):,} facts without a question"
-
-
-def _is_drawable(estimate: MetricValue | None) -> bool:
-    """Whether there is a finite value to draw."""
-    return estimate is not None and estimate.value is not None and math.isfinite(estimate.value)
 
 
 def _looks(names: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
@@ -252,13 +227,3 @@ def _dots(
     else:
         axes.margins(x=0.08)
         axes.ticklabel_format(axis="x", useOffset=False)
-
-
-def _svg(figure: "Figure", name: str, label: str) -> str:
-    """A figure as one `<svg>` element whose ids no other figure of the page uses."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = text.getvalue()
-    svg = re.sub(r'\bid="', f'id="{name}-', svg[svg.index("<svg") :])
-    svg = re.sub(r"(href=\"|url\()#", rf"\1#{name}-", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

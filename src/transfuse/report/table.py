@@ -1,5 +1,7 @@
 """The result table in a terminal."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -8,16 +10,17 @@ from transfuse.report.load import MetricValue, Report
 from transfuse.report.wording import interval_text, metric_label, metric_names, n_items_text, value_text
 
 
-def result_table(report: Report) -> Table:
+def result_table(report: Report, metrics: Sequence[str] | None = None) -> Table:
     """Rows by metrics, each mean over its 95 % interval; five metrics fit 80 columns.
 
     Args:
         report: any report.
+        metrics: those to show; None shows all.
 
     Returns:
         A table for a rich console; shares are in per cent, and a dash stands where nothing could be scored.
     """
-    metrics = metric_names(report)
+    metrics = metric_names(report) if metrics is None else metrics
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,

@@ -15,6 +15,7 @@ METRIC_LABELS = {
     "gold_recall": "Gold recall",
     "judge": "Judge",
     "accuracy": "Accuracy",
+    "rouge_l": "ROUGE-L",
     "bits_per_byte": "Bits per byte",
 }
 
@@ -52,6 +53,42 @@ ROW_MEANINGS = {
     "model+rag/kept-out": "fine-tuned, with those same passages, on those same facts",
 }
 
+TRANSFER_ROW_MEANINGS = {
+    "student": "the student as it was",
+    "teacher": "the teacher as it was",
+    "parametric": "the student, its adapter started from parameters of the teacher",
+    "lora": "the student with plain LoRA: the usual start, nothing from the teacher",
+    "pissa": "control: the adapter started from the student's own strongest directions",
+    "random-block": "control: the adapter started from teacher blocks drawn at random",
+    "norm-matched-random": "control: the adapter started at random, with the norms that the extracted factors have",
+    "online-distillation": "the student taught to match the teacher's distributions while it trains",
+    "offline-distillation": "the student trained on answers that the teacher wrote",
+    "delta-transport": "the student, its adapter started from the teacher's task adapter, carried over by maps "
+    "between the two models' activations",
+}
+
+TRANSFER_METRIC_MEANINGS = {
+    "bits_per_byte/answers": "cost of encoding the gold answers, given their questions; lower is better",
+    "bits_per_byte": "cost of encoding another text; lower is better, and a rise means that something was lost in "
+    "general",
+    "exact_match": "share of answers that are the gold answer, apart from case and punctuation",
+    "rouge_l": "longest common run of words, in order, of answer and gold answer, as the harmonic mean of precision "
+    "and recall",
+    "accuracy": "share of tasks solved",
+}
+
+ARM_NAMES = {
+    "parametric": "parametric transfer",
+    "lora": "plain LoRA",
+    "pissa": "PiSSA of the student",
+    "random-block": "a random teacher block",
+    "norm-matched-random": "a random start of the same norm",
+    "online-distillation": "online distillation",
+    "offline-distillation": "offline distillation",
+    "delta-transport": "delta transport",
+}
+"""Methods and controls as they stand in a sentence."""
+
 SEARCH_MODES = {
     "hybrid": "by meaning and by words, both rankings merged",
     "dense": "by meaning",
@@ -65,7 +102,7 @@ FATE_MEANINGS = {
     "failed": "no verified question; the reason stands with the fact",
 }
 
-_SHARE_METRICS = frozenset({"exact_match", "f1", "contains", "gold_recall", "judge", "accuracy"})
+_SHARE_METRICS = frozenset({"exact_match", "f1", "contains", "gold_recall", "judge", "accuracy", "rouge_l"})
 
 
 def is_share(metric: str) -> bool:
@@ -85,6 +122,22 @@ def metric_names(report: Report) -> list[str]:
     return list(dict.fromkeys(metric for row in report.rows for metric in row.metrics))
 
 
+def row_meaning(row: str) -> str:
+    """What a row of the result table is; empty for an unknown one."""
+    return ROW_MEANINGS.get(row) or TRANSFER_ROW_MEANINGS.get(row, "")
+
+
+def metric_meaning(metric: str, kind: str) -> str:
+    """What a metric says in a run of this kind; empty for an unknown one."""
+    meanings = TRANSFER_METRIC_MEANINGS if kind == "transfer" else METRIC_MEANINGS
+    return meanings.get(metric) or meanings.get(metric.partition("/")[0], "")
+
+
+def arm_name(arm: str) -> str:
+    """A method or control as it stands in a sentence."""
+    return ARM_NAMES.get(arm, arm)
+
+
 def value_text(metric: str, estimate: MetricValue | None) -> str:
     """A mean as text: `93.3 %` for shares, `1.023` for all else."""
     if estimate is None or estimate.value is None:
@@ -101,9 +154,42 @@ def interval_text(metric: str, estimate: MetricValue | None) -> str:
     return f"{estimate.low:.3f}–{estimate.high:.3f}"
 
 
+def difference_text(metric: str, difference: MetricValue) -> str:
+    """A difference with its interval: `−0.003 [−0.010, 0.004]`, or `+2.3 points [−1.0, 5.6]` of shares."""
+    if difference.value is None:
+        return NOTHING
+    is_points = is_share(metric)
+    unit, places, name = (100, 1, " points") if is_points else (1, 3, "")
+    value, *ends = (
+        None if each is None else round(unit * each, places) + 0.0  # no minus before a zero
+        for each in (difference.value, difference.low, difference.high)
+    )
+    text = f"{value:+.{places}f}{name}"
+    if None not in ends:
+        text += f" [{', '.join(f'{end:.{places}f}' for end in ends)}]"
+    return text.replace("-", "−")
+
+
+def percent_text(share: float | None) -> str:
+    """A share in 0..1 as `41.3 %`."""
+    return NOTHING if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def bytes_text(n_bytes: int) -> str:
+    """A number of bytes as `12 KiB`, `3.4 MiB`, `130 GiB`."""
+    size, units = float(n_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"
+
+
 def n_items_text(metrics: dict[str, MetricValue]) -> str:
     """How many questions a row scored: one number, or the smallest and largest where metrics differ."""
-    counts = sorted({e.n for metric, e in metrics.items() if is_share(metric) and e.n is not None})
+    asked = {
+        metric: e for metric, e in metrics.items() if is_share(metric) or metric == "bits_per_byte/answers"
+    }
+    counts = sorted({e.n for e in asked.values() if e.n is not None})
     if not counts:
         return NOTHING
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"

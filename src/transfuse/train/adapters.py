@@ -5,14 +5,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
 from transfuse.errors import ModelError, TrainingError
 from transfuse.io.files import atomic_folder
 from transfuse.train.settings import LoraSettings
+
+ADAPTER = "default"
+"""PEFT's name of the one adapter on a model."""
 
 
 def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
@@ -51,10 +57,16 @@ def save_adapter(model: PeftModel, folder: Path, base_model: str) -> None:
         base_model: reference of the untouched base, kept in `adapter_config.json`.
 
     Raises:
+        TrainingError: the adapter has starting factors.
         RunFolderError: the folder cannot be written, or the disk is full.
     """
+    if any(hasattr(module, "frozen_start") for module in model.modules()):
+        raise TrainingError(
+            f"{folder}: this adapter started at given factors, whose frozen part would be lost; write it with "
+            f"save_folded_adapter."
+        )
     with atomic_folder(folder) as temporary:
-        model.peft_config["default"].base_model_name_or_path = base_model
+        model.peft_config[ADAPTER].base_model_name_or_path = base_model
         # The base's weights are untouched, embeddings included: nothing but the factors is stored.
         model.save_pretrained(str(temporary), safe_serialization=True, save_embedding_layers=False)
 
@@ -103,9 +115,29 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     return adapted.eval()
 
 
+def merge_adapter_weights(model: PeftModel) -> PreTrainedModel:
+    """Add an adapter to its base's weights, in place.
+
+    Args:
+        model: the base with its adapter. Where output head and embeddings share one weight and the adapter changes
+            either, they are separated first, and the config says so: one weight cannot hold both differences.
+
+    Returns:
+        The base model itself, without adapter layers.
+    """
+    base: Any = model.get_base_model()
+    outer = [base.get_input_embeddings(), base.get_output_embeddings()]
+    embedding, head = (getattr(layer, "base_layer", layer) for layer in outer)
+    if any(isinstance(layer, LoraLayer) for layer in outer) and head.weight is embedding.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+    return model.merge_and_unload()  # type: ignore[operator, return-value] - forwarded to the tuner
+
+
 @contextmanager
 def _peft_warnings() -> Iterator[None]:
-    """Keep back a deprecation between peft and transformers that a user can do nothing about."""
+    """Keep back a deprecation that a user can do nothing about, and a warning that `merge_adapter_weights` settles."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
         yield

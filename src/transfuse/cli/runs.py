@@ -1,0 +1,50 @@
+"""A recipe run from the command line, and its result shown."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from transfuse.cli.terminal import console
+
+
+def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | None = None) -> None:
+    """Run a recipe of any kind, and print its table.
+
+    Args:
+        recipe: checked.
+        out: the run folder.
+        overwrite: whether a folder of a different recipe may be taken over.
+        stop_after: of the document route: `facts` or `questions`.
+
+    Raises:
+        RecipeError: `stop_after` is something else, or given for another route.
+    """
+    from transfuse.errors import RecipeError
+    from transfuse.recipes.inject import run_inject
+    from transfuse.recipes.team import Team
+    from transfuse.recipes.transfer import run_transfer
+
+    if stop_after is not None and (recipe.kind != "inject" or stop_after not in ("facts", "questions")):
+        raise RecipeError(
+            f"--stop-after: expected 'facts' or 'questions' with a recipe of kind inject, got {stop_after!r}."
+        )
+    command = shlex.join(["transfuse", *sys.argv[1:]])
+    if recipe.kind == "inject":
+        run_inject(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)  # type: ignore[arg-type]
+    else:
+        run_transfer(recipe, out, overwrite=overwrite, command=command)
+    if Team().is_main and stop_after is None:
+        show_run(out)
+
+
+def show_run(run_folder: Path) -> None:
+    """Rebuild a finished run's page, and print its tables."""
+    from transfuse.report import read_report, report_tables, write_page
+
+    page = write_page(run_folder)
+    for table in report_tables(read_report(run_folder)):
+        console().print(table)
+    typer.echo(f"Page: {page}")

@@ -1,0 +1,199 @@
+"""The parameter route: a larger teacher's weights into a smaller student's adapter, and what that is worth.
+
+Source: Zhong et al. 2024, arXiv:2310.11451. Differs: the base stays untouched (a frozen branch takes the extracted
+factors off again), fused and grouped matrices are cut role by role, and controls are trained beside the method, each
+with a learning rate of its own.
+"""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from transfuse.errors import RecipeError
+from transfuse.io.files import atomic_folder, write_json
+from transfuse.io.fingerprint import model_fingerprint
+from transfuse.io.hardware import manifest
+from transfuse.io.run_folder import RunFolder, open_run
+from transfuse.io.task_files import load_tasks
+from transfuse.recipes.progress import Display
+from transfuse.recipes.team import Team
+from transfuse.recipes.transfer_arms import Starts, train_arm
+from transfuse.recipes.transfer_delta import Carried, carry
+from transfuse.recipes.transfer_extraction import Extraction, extract, finished_extraction
+from transfuse.recipes.transfer_lessons import Lessons, make_lessons
+from transfuse.recipes.transfer_measure import Measured, Questions, measure, read_questions
+from transfuse.recipes.transfer_model import make_student
+from transfuse.recipes.transfer_report import Arm, report_json
+from transfuse.recipes.transfer_schema import TransferRecipe
+from transfuse.train.trackers import check_trackers
+
+FROM_BLOCKS = frozenset({"parametric", "random-block", "norm-matched-random"})
+
+
+def run_transfer(recipe: TransferRecipe, out: Path, *, overwrite: bool, command: str) -> Path:
+    """Run the parameter route, or continue it where an earlier process stopped.
+
+    Args:
+        recipe: what to do; without a training file the run ends with the extraction.
+        out: the run folder.
+        overwrite: whether a folder of a different recipe may be taken over.
+        command: for the manifest and the report.
+
+    Returns:
+        The run folder, with `report.json` and the adapter (or the new student) in it.
+
+    Raises:
+        TransfuseError: any fault of the input, the models or the machine, with what to do.
+    """
+    if Team().size > 1:
+        raise RecipeError(
+            "transfuse transfer runs in one process; start it without a launcher. (Its adapters train on one device.)"
+        )
+    display = Display()
+    started = _now()
+    questions = _check_inputs(recipe)
+    with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite) as run:
+        write_json(run.path / "manifest.json", manifest(command, started, None))
+        extraction = _extraction(recipe, run, display)
+        arms: list[Arm] = []
+        others: dict[str, Measured] = {}
+        lessons: Lessons | None = None
+        carried: Carried | None = None
+        result: Path | None = None
+        if recipe.result == "model":
+            result = make_student(recipe, run, display, extraction)
+        elif recipe.train_file is not None:
+            carried = carry(recipe, run, display)
+            starts = _starts(extraction, carried)
+            lessons = make_lessons(recipe, run, display)
+            others = _measure_others(recipe, run, display, questions, carried)
+            arms = _train_arms(recipe, run, display, questions, lessons, starts)
+            result = _save_result(arms[0], run)
+        report = report_json(
+            recipe,
+            run.stages,
+            command,
+            extraction.summary if extraction else None,
+            carried.summary if carried else None,
+            arms,
+            others,
+            questions,
+            lessons.dropped if lessons else [],
+            result,
+        )
+        write_json(run.path / "report.json", report)
+        write_json(run.path / "manifest.json", manifest(command, started, _now()))
+    return out
+
+
+def _check_inputs(recipe: TransferRecipe) -> Questions | None:
+    """Faults of the files are named before anything heavy starts, and before a folder is made."""
+    check_trackers(recipe.train.report_to)
+    for path in (recipe.task, recipe.train_file):
+        if path is not None:
+            load_tasks(path)
+    for reference in (recipe.teacher, recipe.student):
+        if reference is not None and (reference != recipe.student or recipe.shape is None):
+            model_fingerprint(reference)
+    if recipe.extraction is not None:
+        finished_extraction(recipe.extraction)
+    return read_questions(recipe)
+
+
+def _extraction(recipe: TransferRecipe, run: RunFolder, display: Display) -> Extraction | None:
+    if recipe.extraction is not None:
+        return finished_extraction(recipe.extraction)
+    wants = recipe.train_file is None or FROM_BLOCKS & set(recipe.arms)
+    return extract(recipe, run, display) if wants else None
+
+
+def _starts(extraction: Extraction | None, carried: Carried | None) -> Starts:
+    key: dict[str, str] = {}
+    if extraction is not None:
+        key["extraction"] = extraction.key
+    if carried is not None:
+        key["carried"] = carried.key
+    return Starts(extraction, carried.factors if carried else None, key)
+
+
+def _measure_others(
+    recipe: TransferRecipe,
+    run: RunFolder,
+    display: Display,
+    questions: Questions | None,
+    carried: Carried | None,
+) -> dict[str, Measured]:
+    """What stands beside the trained arms: the untouched student, the teacher, a delta before training."""
+    if questions is None:
+        return {}
+    student = {"student": model_fingerprint(recipe.student)}
+    found = {
+        "student": measure(recipe, run, display, questions, "measured/student", recipe.student, None, student)
+    }
+    if recipe.teacher is not None and recipe.evaluate.teacher:
+        key = {"teacher": model_fingerprint(recipe.teacher)}
+        found["teacher"] = measure(
+            recipe, run, display, questions, "measured/teacher", recipe.teacher, recipe.task_adapter, key
+        )
+    if carried is not None:
+        found["delta-transport/untrained"] = measure(
+            recipe,
+            run,
+            display,
+            questions,
+            "measured/delta",
+            recipe.student,
+            carried.adapter,
+            student | {"delta": carried.key},
+        )
+    return found
+
+
+def _train_arms(
+    recipe: TransferRecipe,
+    run: RunFolder,
+    display: Display,
+    questions: Questions | None,
+    lessons: Lessons,
+    starts: Starts,
+) -> list[Arm]:
+    """Each arm tries its learning rates with the first seed, then trains the best with all seeds."""
+    arms: list[Arm] = []
+    for name in recipe.arms:
+        tried = [
+            train_arm(recipe, run, display, name, rate, recipe.seed, lessons, starts) for rate in recipe.rates
+        ]
+        best = min(tried, key=lambda each: each.told.get("development_bits_per_byte") or 0.0)
+        more = [
+            train_arm(recipe, run, display, name, best.learning_rate, recipe.seed + n, lessons, starts)
+            for n in range(1, recipe.n_seeds)
+        ]
+        arm = Arm(name, tried, [best, *more])
+        if questions is not None:
+            arm.measured = [
+                measure(
+                    recipe,
+                    run,
+                    display,
+                    questions,
+                    f"measured/{name}-seed-{each.seed}",
+                    recipe.student,
+                    each.adapter,
+                    {"arm": each.key},
+                )
+                for each in arm.chosen
+            ]
+        arms.append(arm)
+    return arms
+
+
+def _save_result(method: Arm, run: RunFolder) -> Path:
+    """The method's adapter of the first seed, at the top of the run folder."""
+    result = run.path / "adapter"
+    with atomic_folder(result) as temporary:
+        shutil.copytree(method.chosen[0].adapter, temporary, dirs_exist_ok=True)
+    return result
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,172 @@
+"""What the arms of a transfer run learn from: the samples' own answers, or the teacher's words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from transfuse.baselines.distillation import offline_items, online_rows, refuse_other_vocabulary
+from transfuse.errors import DataError
+from transfuse.generate.local import LocalGenerator
+from transfuse.io.chat import PromptFormat, prompt_format
+from transfuse.io.configs import load_config
+from transfuse.io.files import file_sha256
+from transfuse.io.fingerprint import model_fingerprint
+from transfuse.io.models import load_model, load_tokenizer
+from transfuse.io.run_folder import RunFolder, key_digest
+from transfuse.io.task_files import load_tasks
+from transfuse.recipes.inject_model import without_note
+from transfuse.recipes.progress import Display
+from transfuse.recipes.transfer_schema import Control, TransferRecipe
+from transfuse.train.batches import TrainingRow
+from transfuse.train.saved_rows import load_rows, save_rows
+from transfuse.train.task_rows import task_rows
+from transfuse.types import Dropped, TaskItem
+
+LESSONS_VERSION = 1
+TAUGHT = {"online-distillation": "online", "offline-distillation": "offline"}
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Training rows by kind of teaching, and the rows on which learning rates are chosen."""
+
+    rows: dict[str, list[TrainingRow]]
+    """`own`, `online`, `offline`: those that an arm needs."""
+    keys: dict[str, str]
+    development: list[TaskItem]
+    development_key: str
+    dropped: list[Dropped]
+
+    def of(self, arm: Control) -> tuple[list[TrainingRow], str]:
+        """The rows of an arm, and a key that changes with them."""
+        kind = TAUGHT.get(arm, "own")
+        return self.rows[kind], self.keys[kind]
+
+
+def make_lessons(recipe: TransferRecipe, run: RunFolder, display: Display) -> Lessons:
+    """Split the training samples, and have the teacher say what distilling arms learn.
+
+    Args:
+        recipe: names the training file and the arms.
+        run: the run folder; the teacher's words have stages of their own.
+        display: progress.
+
+    Returns:
+        Rows for every arm; all arms see the same samples in the same steps.
+
+    Raises:
+        DataError: the file holds too few samples.
+        ModelError: teacher and student have different vocabularies, and an arm learns distributions.
+    """
+    assert recipe.train_file is not None  # noqa: S101 - without one nothing is trained
+    items, development = split_samples(recipe)
+    tokenizer = load_tokenizer(recipe.student, trust_remote_code=recipe.trust_remote_code)
+    prompts = prompt_format(tokenizer)
+    config = load_config(recipe.student, trust_remote_code=recipe.trust_remote_code)
+    limits = [recipe.train.max_length_tokens, getattr(config, "max_position_embeddings", None)]
+    limit = min((each for each in limits if each is not None), default=None)
+    own, dropped = task_rows(items, prompts, limit)
+    data_key = {
+        "file": file_sha256(recipe.train_file),
+        "n_train": recipe.n_train,
+        "development_share": recipe.development_share,
+        "seed": recipe.seed,
+        "max_length_tokens": limit,
+        "tokenizer": model_fingerprint(recipe.student),
+    }
+    rows, keys = {"own": own}, {"own": key_digest(data_key)}
+    for arm in recipe.arms:
+        if arm in TAUGHT:
+            kind = TAUGHT[arm]
+            rows[kind], keys[kind], more = _taught(
+                recipe, run, display, kind, items, own, prompts, limit, data_key
+            )
+            dropped += more
+    return Lessons(rows, keys, development, keys["own"], dropped)
+
+
+def split_samples(recipe: TransferRecipe) -> tuple[list[TaskItem], list[TaskItem]]:
+    """The samples that train, and those on which learning rates are chosen.
+
+    Args:
+        recipe: names the file, how many samples, and the share.
+
+    Returns:
+        Both, drawn by the seed, each in the file's order.
+
+    Raises:
+        DataError: too few samples are left to train on.
+    """
+    assert recipe.train_file is not None  # noqa: S101 - without one nothing is trained
+    items = load_tasks(recipe.train_file)[: recipe.n_train]
+    needs_development = len(recipe.rates) > 1
+    n_held = max(1, round(recipe.development_share * len(items))) if needs_development else 0
+    if len(items) - n_held < 1:
+        raise DataError(
+            f"{recipe.train_file}: expected at least {n_held + 1} samples, of which {n_held} choose the learning rate, "
+            f"got {len(items)}; add samples, or name one learning rate."
+        )
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    held = set(order[:n_held])
+    return (
+        [item for n, item in enumerate(items) if n not in held],
+        [item for n, item in enumerate(items) if n in held],
+    )
+
+
+def _taught(
+    recipe: TransferRecipe,
+    run: RunFolder,
+    display: Display,
+    kind: str,
+    items: Sequence[TaskItem],
+    own: list[TrainingRow],
+    prompts: PromptFormat,
+    limit: int | None,
+    data_key: dict[str, Any],
+) -> tuple[list[TrainingRow], str, list[Dropped]]:
+    """Rows in the teacher's words, made once and kept."""
+    assert recipe.teacher is not None  # noqa: S101 - the recipe checks it
+    key = {
+        **data_key,
+        "teacher": model_fingerprint(recipe.teacher),
+        "precision": recipe.precision,
+        "settings": recipe.distillation.model_dump(mode="json"),
+    }
+    with run.stage(f"rows-{kind}", key, version=LESSONS_VERSION) as stage:
+        file = stage.folder / "rows.safetensors"
+        if not stage.is_done:
+            loaded = load_model(
+                recipe.teacher, precision=recipe.precision, trust_remote_code=recipe.trust_remote_code
+            )
+            if kind == "online":
+                refuse_other_vocabulary(loaded.tokenizer, prompts.tokenizer)
+                student = load_config(recipe.student, trust_remote_code=recipe.trust_remote_code)
+                with display.bar("distributions of the teacher") as advance:
+                    rows, dropped = online_rows(
+                        loaded.model,
+                        own,
+                        recipe.distillation,
+                        pad_id=prompts.pad_id,
+                        compute_dtype=loaded.precision,
+                        n_vocab=student.vocab_size,
+                        on_rows=without_note(advance),
+                    )
+            else:
+                teacher_prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
+                generator = LocalGenerator(loaded.model, teacher_prompts, loaded.precision)
+                with display.bar("answers of the teacher") as advance:
+                    answered, dropped = offline_items(
+                        items,
+                        generator,
+                        recipe.distillation,
+                        seed=recipe.seed,
+                        on_replies=without_note(advance),
+                    )
+                rows, lost = task_rows(answered, prompts, limit)
+                dropped = [*dropped, *lost]
+            save_rows(file, rows, dropped)
+        rows, dropped = load_rows(file)
+    return rows, stage.key, dropped

@@ -1,0 +1,238 @@
+"""What a transfer of a named pair of models will take, told before it starts."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich import box
+from rich.table import Table
+
+from transfuse.errors import RecipeError
+from transfuse.io.configs import load_config
+from transfuse.io.memory import available_bytes
+from transfuse.io.references import resolve_model
+from transfuse.io.task_files import load_tasks
+from transfuse.recipes.progress import time_text
+from transfuse.recipes.transfer_figures import DISK_BYTES_PER_S, PlanFigures, Rates, transfer_plan
+from transfuse.recipes.transfer_schema import TransferRecipe
+from transfuse.transfer.sub_cloning import student_shape
+
+__all__ = ["PlanFigures", "Rates", "measured_rates", "plan_recipe", "plan_transfer_table", "transfer_plan"]
+
+CHARACTERS_A_TOKEN = 4
+"""Of English text, about; the plan needs no tokenizer."""
+MOST_HOURS = 72
+"""Longer times are told in days."""
+_FLOAT = 4
+
+
+def measured_rates(seconds: float = 0.5, disk_bytes_per_s: float = DISK_BYTES_PER_S) -> Rates:
+    """How fast this machine multiplies matrices and moves memory, from two short probes.
+
+    Args:
+        seconds: of both probes together.
+        disk_bytes_per_s: taken as it is.
+
+    Returns:
+        Rates in float32.
+    """
+    left, right, product = (torch.ones(1024, 1024) for _ in range(3))
+    source, sum_of = torch.ones(1 << 24), torch.zeros(1 << 24)
+    matmul_s = _fastest_s(lambda: torch.mm(left, right, out=product), seconds / 2)
+    add_s = _fastest_s(lambda: sum_of.add_(source), seconds / 2)
+    return Rates(2 * 1024**3 / matmul_s, 3 * _FLOAT * (1 << 24) / add_s, disk_bytes_per_s)
+
+
+def plan_transfer_table(
+    teacher: str,
+    student: str,
+    *,
+    rank: int = 16,
+    n_samples: int = 32,
+    sample_tokens: int = 256,
+    n_train_tokens: int = 0,
+    n_arms: int = 1,
+    n_learning_rates: int = 1,
+    n_seeds: int = 1,
+    tokens_per_pass: int = 4096,
+    engine: Literal["auto", "memory", "stream"] = "auto",
+    rates: Rates | None = None,
+    trust_remote_code: bool = False,
+) -> Table:
+    """The figures of a named pair of models, for a terminal.
+
+    Args:
+        teacher: model reference; its configuration is enough, no weight is read.
+        student: likewise.
+        rank: of the factors.
+        n_samples: seed samples.
+        sample_tokens: their mean length.
+        n_train_tokens: that one run trains on, over all its epochs; 0 leaves training out.
+        n_arms: the method and its controls.
+        n_learning_rates: that each arm tries.
+        n_seeds: runs of each arm.
+        tokens_per_pass: most tokens of one forward pass.
+        engine: `auto` takes memory where the teacher fits, and for a GGUF file.
+        rates: of this machine; None measures them.
+        trust_remote_code: whether Python code that comes with a model may run.
+
+    Returns:
+        A table for a rich console.
+
+    Raises:
+        ModelError: no such model, an unknown architecture, or a teacher that is smaller than the student.
+    """
+    if engine == "auto" and resolve_model(teacher).kind in ("gguf", "bundled"):
+        engine = "memory"
+    teacher_config, student_config = (
+        load_config(name, trust_remote_code=trust_remote_code) for name in (teacher, student)
+    )
+    rates, free = rates or measured_rates(), available_bytes()
+    figures = transfer_plan(
+        teacher_config,
+        student_config,
+        rates,
+        rank=rank,
+        n_samples=n_samples,
+        sample_tokens=sample_tokens,
+        n_train_tokens=n_train_tokens,
+        n_arms=n_arms,
+        n_learning_rates=n_learning_rates,
+        n_seeds=n_seeds,
+        tokens_per_pass=tokens_per_pass,
+        engine=engine,
+        free_bytes=free,
+    )
+    return _table(figures, f"{n_samples} samples of {sample_tokens} tokens, rank {rank}", rates, free)
+
+
+def plan_recipe(recipe: TransferRecipe, rates: Rates | None = None) -> Table:
+    """The figures of a recipe, for a terminal; its samples are counted, its models' configurations are enough.
+
+    Args:
+        recipe: names a teacher.
+        rates: of this machine; None measures them.
+
+    Returns:
+        A table for a rich console.
+
+    Raises:
+        RecipeError: the recipe names no teacher.
+        TransfuseError: a file cannot be read, or the models do not fit.
+    """
+    if recipe.teacher is None:
+        raise RecipeError(
+            "transfuse plan: expected a recipe with a teacher, got none; add teacher: MODEL, or give --teacher and "
+            "--student."
+        )
+    teacher_config, student_config = (
+        load_config(name, trust_remote_code=recipe.trust_remote_code)
+        for name in (recipe.teacher, recipe.student)
+    )
+    if recipe.shape is not None:
+        student_config = student_shape(teacher_config, **recipe.shape.model_dump())
+    task = recipe.task or recipe.train_file
+    lengths = _lengths(task, recipe.sensitivity.n_samples) if task is not None else []
+    lessons = _lengths(recipe.train_file, recipe.n_train) if recipe.train_file is not None else []
+    n_samples, sample_tokens = max(1, len(lengths)), sum(lengths) // max(1, len(lengths))
+    engine = recipe.sensitivity.engine
+    is_whole = resolve_model(recipe.teacher).kind in ("gguf", "bundled")
+    rank, rates, free = recipe.train.lora.rank, rates or measured_rates(), available_bytes()
+    figures = transfer_plan(
+        teacher_config,
+        student_config,
+        rates,
+        rank=rank,
+        n_samples=n_samples,
+        sample_tokens=sample_tokens,
+        n_train_tokens=round(sum(lessons) * (1 - recipe.development_share)) * recipe.train.n_epochs,
+        n_arms=len(recipe.arms),
+        n_learning_rates=len(recipe.rates),
+        n_seeds=recipe.n_seeds,
+        tokens_per_pass=recipe.sensitivity.max_tokens_per_pass,
+        train_tokens_per_pass=recipe.train.max_tokens_per_pass,
+        roles=recipe.extract.roles,
+        engine="memory" if engine == "auto" and is_whole else engine,
+        free_bytes=free,
+    )
+    title = f"{n_samples} samples of about {sample_tokens} tokens, rank {rank}"
+    return _table(figures, title, rates, free)
+
+
+def _lengths(path: Path, n_items: int | None) -> list[int]:
+    """About how many tokens the first samples of a file have."""
+    return [
+        sum(len(turn.content) for turn in item.messages) // CHARACTERS_A_TOKEN
+        + len(item.answer) // CHARACTERS_A_TOKEN
+        + 1
+        for item in load_tasks(path)[:n_items]
+    ]
+
+
+def _table(figures: PlanFigures, title: str, rates: Rates, free: int | None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, caption_justify="left")
+    table.add_column(title)
+    table.add_column("", justify="right")
+    for name, value in _lines(figures).items():
+        table.add_row(name, value)
+    known = f"{free / 2**30:.1f} GiB of memory are free" if free is not None else "free memory is unknown"
+    peak = figures.stream_peak_bytes if figures.engine == "stream" else figures.memory_peak_bytes
+    misfit = " That is not enough." if free is not None and peak > free else ""
+    table.caption = (
+        f"Engine '{figures.engine}': {known}.{misfit} Parameters and files are exact; memory and time are "
+        f"estimates, at {rates.flops_per_s / 1e9:,.0f} GFLOP/s and {rates.memory_bytes_per_s / 1e9:,.1f} GB/s of "
+        f"memory as just measured and {rates.disk_bytes_per_s / 1e9:,.1f} GB/s of disk as assumed."
+    )
+    return table
+
+
+def _lines(figures: PlanFigures) -> dict[str, str]:
+    lines = {
+        "Teacher, parameters": f"{figures.teacher.total:,}",
+        "Teacher on disk": _size(figures.teacher_bytes),
+        "Student, parameters": f"{figures.student.total:,}",
+        "Student on disk": _size(figures.student_bytes),
+        "Peak memory, whole teacher in memory": _size(figures.memory_peak_bytes),
+        "Peak memory, streamed layer by layer": _size(figures.stream_peak_bytes),
+        "Engine": figures.engine,
+        "Weights read from disk": _size(figures.weights_read_bytes),
+        "Spilled layer inputs and gradients": _size(figures.spill_bytes),
+        "Disk traffic, all together": _size(figures.disk_bytes),
+        "Factors kept until layers are chosen": _size(figures.kept_bytes),
+        "Starting factors": _size(figures.adapter_bytes),
+        "Operations of the extraction": f"{figures.extraction_flops:.2g} FLOP",
+        "Time of the extraction": f"about {_time(figures.extraction_s)}",
+    }
+    if figures.n_runs:
+        lines |= {
+            "Trainings of the student": f"{figures.n_runs:,}",
+            "Peak memory in training": _size(figures.training_peak_bytes),
+            "Time of one training": f"about {_time(figures.run_s)}",
+            "Time of all trainings": f"about {_time(figures.training_s)}",
+        }
+    return lines
+
+
+def _fastest_s(work: Callable[[], object], seconds: float) -> float:
+    """Shortest time of one piece of work, over as many as fit; the first warms up and is not counted."""
+    work()
+    begun, times = time.perf_counter(), [math.inf]
+    while times == [math.inf] or time.perf_counter() - begun < seconds:
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _time(seconds: float) -> str:
+    return time_text(seconds) if seconds < MOST_HOURS * 3600 else f"{seconds / 86400:,.0f} days"
+
+
+def _size(n_bytes: int) -> str:
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.1f} {unit}"
+    return f"{n_bytes / 1024:,.1f} KiB"
