@@ -112,7 +112,8 @@ def write_large(folder: Path, config: LlamaConfig) -> None:
 
 def extractor(kept: Path) -> OnLayer:
     """What cuts blocks for a student of 3B shape."""
-    from transfuse.transfer.extraction import Extractor, Wanted
+    from transfuse.transfer.extraction import Wanted
+    from transfuse.transfer.extraction_files import Extractor
     from transfuse.transfer.families import architecture_of
 
     teacher, student = architecture_of(LARGE), architecture_of(SMALLER)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
@@ -19,7 +20,6 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 from transfuse.train.batches import TrainingRow
 from transfuse.transfer.memory_engine import memory_sensitivity
@@ -93,7 +93,7 @@ def random_model(name: str) -> PreTrainedModel:
     """Weights large enough that no gradient vanishes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Auto.from_config(MODELS[name][0](), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(MODELS[name][0](), dtype=torch.float32)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.normal_(0, 0.3)
@@ -165,7 +165,9 @@ def test_attention_implementations_agree_from_sharded_bfloat16_files(attention, 
     random_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "model", max_shard_size="20KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
     in_memory, streamed = Kept(names), Kept(names)
-    model = Auto.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", dtype=torch.float32, attn_implementation=attention
+    )
     memory_sensitivity(model, rows(), in_memory, names=names)
     streamed_sensitivity(
         tmp_path / "model", rows(), streamed, names=names, work=tmp_path / "work", attention=attention

@@ -114,6 +114,7 @@ def test_method_and_controls_are_trained_measured_and_compared(compared: Path, r
         (metric, name) for metric in ("bits_per_byte/answers", "accuracy") for name in list(arms)[1:]
     }
     assert len(report["transfer"]["layers"]["chosen"]) == 2
+    assert any("the highest learning rate tried, 0.01, did best" in note for note in report["warnings"])
     assert all(0 < block["energy"] <= 1 for block in report["transfer"]["blocks"])
 
 

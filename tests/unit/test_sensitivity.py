@@ -76,7 +76,7 @@ def test_matrices_nobody_scores_are_refused():
         *(f"self_attn.{part}_proj" for part in "qkvo"),
         *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
     }
-    with pytest.raises(ModelError, match="expected a ModuleList named 'model.blocks', got none"):
+    with pytest.raises(ModelError, match=r"expected a ModuleList named 'model\.blocks', got none"):
         refuse_unscored_matrices(model, NAMES._replace(layers="model.blocks"))
     model.model.layers[0].router = nn.Parameter(torch.ones(4, 8))
     with pytest.raises(ModelError, match=r"model\.layers\.0\.router: expected only linear layers.*\(4, 8\)"):

@@ -9,8 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from transfuse.errors import DataError, ModelError, RunFolderError, TrainingError
 from transfuse.train.batches import TrainingRow
-from transfuse.transfer import streamed_engine
+from transfuse.transfer import streamed_vocabulary
 from transfuse.transfer.sensitivity import LayerScores, ModelNames, SensitivitySummary
+from transfuse.transfer.spill import Spill
 from transfuse.transfer.streamed_engine import streamed_sensitivity
 
 NAMES = ModelNames("model.layers", "model.embed_tokens", "lm_head")
@@ -36,20 +37,20 @@ def saved(tmp_path_factory):
     return folder
 
 
-class Stop(Exception):
+class StopError(Exception):
     """What ends a run from outside."""
 
 
 class Kept:
     """Keeps scores; ends the run at a layer, if given one."""
 
-    def __init__(self, stop_at: int | None | str = "never") -> None:
+    def __init__(self, stop_at: int | str | None = "never") -> None:
         self.stop_at, self.scores, self.order = stop_at, {}, []
 
     def __call__(self, given: LayerScores) -> None:
         self.order.append(given.layer)
         if given.layer == self.stop_at:
-            raise Stop
+            raise StopError
         self.scores |= {(given.layer, name): score.clone() for name, score in given.scores.items()}
 
 
@@ -63,7 +64,7 @@ def run(folder, work, kept=None, rows=ROWS, **settings) -> SensitivitySummary:
 def test_a_run_stopped_at_a_layer_goes_on_from_there(saved, tmp_path, stop_at):
     whole, first, rest = Kept(), Kept(stop_at), Kept()
     expected = run(saved, tmp_path / "whole", whole)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(saved, tmp_path / "work", first)
     summary = run(saved, tmp_path / "work", rest)
     layers = [2, 1, 0, None]
@@ -81,9 +82,9 @@ def test_a_run_stopped_while_going_forward_goes_on_from_there(saved, tmp_path):
     def stop(*numbers) -> None:
         told.append(numbers)
         if len(told) == 2:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(saved, tmp_path, on_progress=stop)
     rest = Kept()
     run(saved, tmp_path, rest, on_progress=stop)
@@ -107,7 +108,7 @@ def test_a_finished_run_is_not_done_again_but_other_settings_are(saved, tmp_path
 
 
 def test_a_lost_file_of_a_stopped_run_starts_it_afresh(saved, tmp_path):
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(saved, tmp_path, Kept(1))
     (tmp_path / "inputs-0000.spill").unlink()
     rest = Kept()
@@ -118,7 +119,7 @@ def test_a_lost_file_of_a_stopped_run_starts_it_afresh(saved, tmp_path):
 def test_samples_with_long_answers_go_through_the_head_alone(saved, tmp_path, monkeypatch):
     together, alone = Kept(), Kept()
     run(saved, tmp_path / "one", together)
-    monkeypatch.setattr(streamed_engine, "_LOGITS_BYTES", 1)
+    monkeypatch.setattr(streamed_vocabulary, "_LOGITS_BYTES", 1)
     run(saved, tmp_path / "two", alone)
     for name, score in together.scores.items():
         torch.testing.assert_close(alone.scores[name], score, rtol=1e-4, atol=1e-9)
@@ -150,9 +151,9 @@ def test_weights_that_are_not_finite_name_the_sample(saved, tmp_path):
 
 
 def test_an_infinite_gradient_names_parameter_and_sample(saved, tmp_path):
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(saved, tmp_path, Kept(2))  # the gradient above the top layer is on disk
-    spill = streamed_engine.Spill(
+    spill = Spill(
         tmp_path,
         (tmp_path / "key.note.json").read_text().strip(' "\n'),
         [(2, 4, 8), (1, 6, 8)],

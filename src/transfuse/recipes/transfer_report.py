@@ -92,11 +92,23 @@ def report_json(
         "comparisons": _comparisons(arms, questions, recipe.seed),
         "training": _training(recipe, arms),
         "dropped": [asdict(each) for each in dropped],
-        "warnings": list(
-            dict.fromkeys(w for arm in arms for run in arm.chosen for w in run.told["warnings"])
-        ),
+        "warnings": _warnings(arms),
         "result": _result(recipe, result),
     }
+
+
+def _warnings(arms: Sequence[Arm]) -> list[str]:
+    """What the trainings noted, and sweeps whose best learning rate stands at an end."""
+    noted = dict.fromkeys(note for arm in arms for run in arm.chosen for note in run.told["warnings"])
+    for arm in arms:
+        rates = [run.learning_rate for run in arm.tried]
+        best = arm.chosen[0].learning_rate
+        if len(rates) > 1 and best in (min(rates), max(rates)):
+            end, beyond = ("highest", "higher") if best == max(rates) else ("lowest", "lower")
+            noted[
+                f"{arm.name}: the {end} learning rate tried, {best:g}, did best; {beyond} ones may do better."
+            ] = None
+    return list(noted)
 
 
 def metrics_of(measured: Measured, questions: Questions, seed: int) -> dict[str, Estimate]:

@@ -7,8 +7,9 @@ The sums of all windows, less that of the first, are therefore running sums, alo
     steps[i, 0] = row that enters less row that leaves, over the first window's columns
     steps[i, j] = what the corners of the window win and lose
 
-What lies in every window is never read. First the steps are added up fast, partly in float32, with a bound of what
-rounding can have done; then the windows that this bound cannot tell from the best are compared without any rounding.
+What lies in every window is read once, for the sum alone. First the steps are added up fast, partly in float32, with a
+bound of what rounding can have done; then the windows that this bound cannot tell from the best are compared without
+any rounding.
 """
 
 import math

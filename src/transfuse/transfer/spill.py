@@ -186,4 +186,4 @@ class Spill:
 
 
 def _checksum(flat: Tensor) -> bytes:
-    return zlib.crc32(memoryview(flat.view(torch.uint8).numpy())).to_bytes(_TRAILER_BYTES, "little")
+    return zlib.crc32(flat.view(torch.uint8).numpy().data).to_bytes(_TRAILER_BYTES, "little")
