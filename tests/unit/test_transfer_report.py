@@ -203,7 +203,7 @@ def test_the_verdict_says_whether_the_method_beats_lora_and_then_the_others(cont
     others = [*content["comparisons"], compared("random-block", -0.1), compared("norm-matched-random", 0.001)]
     assert transfer_verdict(report(content, comparisons=others)) == (
         "Parametric transfer does not beat plain LoRA: bits per byte of answers −0.003 [−0.010, 0.004], 2 seeds, "
-        "200 items. By the same measure it beats PiSSA of the student and a random teacher block; it is worse than "
+        "200 answers. By the same measure it beats PiSSA of the student and a random teacher block; it is worse than "
         f"{HOSTILE}; no difference is shown from a random start of the same norm. By 1 other measure against plain "
         "LoRA: no difference shown."
     )
@@ -215,7 +215,7 @@ def test_the_verdict_says_whether_the_method_beats_lora_and_then_the_others(cont
 def test_the_verdict_of_a_difference(content: dict[str, Any], value: float, words: str) -> None:
     told = transfer_verdict(report(content, comparisons=[compared("lora", value)], arms=[]))
     assert told.startswith(f"Parametric transfer {words}: ")
-    assert told.endswith("], 200 items.")
+    assert told.endswith("], 200 answers.")
 
 
 def test_the_verdict_without_answers_goes_by_the_first_measure_and_without_controls_claims_nothing(

@@ -61,7 +61,7 @@ def _upper(text: str) -> str:
 
 def _against(report: Report, comparison: Comparison) -> str:
     arm = next((arm for arm in report.arms if arm.name == comparison.method), None)
-    counts = [(len(arm.seeds or arm.runs) if arm else 0, "seed"), (comparison.difference.n or 0, "item")]
+    counts = [(len(arm.seeds or arm.runs) if arm else 0, "seed"), (comparison.difference.n or 0, "answer")]
     told = [f"{n:,} {thing}{'s' * (n != 1)}" for n, thing in counts if n]
     numbers = wording.difference_text(comparison.metric, comparison.difference)
     return (
