@@ -290,6 +290,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
         ({"teacher": None}, [], "give --teacher MODEL"),
         ({}, ["--layers", "0,9"], "layers: expected 2 different numbers in 0..3"),
         ({}, ["--reduce", "sideways"], "extract.reduce"),
+        ({}, ["--rank", "33"], "expected at most 16"),
         ({}, ["--engine", "disk"], "sensitivity.engine"),
         ({}, ["--set", "train.method=full"], "train.method is 'full'"),
         ({}, ["--controls", "--set", "development_share=0"], "name one learning rate"),
@@ -303,6 +304,7 @@ def test_wrong_input_is_refused_in_one_line(
     assert done.err.count("Error:") == 1
     assert expected in done.err
     assert "Traceback" not in done.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_smaller_than_its_student_is_refused_with_both_shapes(
@@ -312,6 +314,7 @@ def test_a_teacher_smaller_than_its_student_is_refused_with_both_shapes(
     assert done.code == 1
     assert "(32, 32)" in done.err
     assert "(48, 48)" in done.err
+    assert not (tmp_path / "run").exists()  # which would refuse the mended command as another run
 
 
 def test_seed_samples_without_answers_are_refused(

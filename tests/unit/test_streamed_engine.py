@@ -37,6 +37,13 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(saved, tmp_path_factory):
+    """Scores and summary of a run that nothing stopped."""
+    kept = Kept()
+    return kept.scores, run(saved, tmp_path_factory.mktemp("work"), kept)
+
+
 class StopError(Exception):
     """What ends a run from outside."""
 
@@ -61,9 +68,8 @@ def run(folder, work, kept=None, rows=ROWS, **settings) -> SensitivitySummary:
 
 
 @pytest.mark.parametrize("stop_at", [2, 0, None])
-def test_a_run_stopped_at_a_layer_goes_on_from_there(saved, tmp_path, stop_at):
-    whole, first, rest = Kept(), Kept(stop_at), Kept()
-    expected = run(saved, tmp_path / "whole", whole)
+def test_a_run_stopped_at_a_layer_goes_on_from_there(saved, whole, tmp_path, stop_at):
+    (scores, expected), first, rest = whole, Kept(stop_at), Kept()
     with pytest.raises(StopError):
         run(saved, tmp_path / "work", first)
     summary = run(saved, tmp_path / "work", rest)
@@ -71,7 +77,7 @@ def test_a_run_stopped_at_a_layer_goes_on_from_there(saved, tmp_path, stop_at):
     assert first.order == layers[: layers.index(stop_at) + 1]
     assert rest.order == layers[layers.index(stop_at) :]
     for name, score in (first.scores | rest.scores).items():
-        torch.testing.assert_close(score, whole.scores[name], rtol=0, atol=0)
+        torch.testing.assert_close(score, scores[name], rtol=0, atol=0)
     assert summary.losses == expected.losses
     assert not list((tmp_path / "work").glob("*.spill"))
 
@@ -102,9 +108,10 @@ def test_a_finished_run_is_not_done_again_but_other_settings_are(saved, tmp_path
     again = Kept()
     assert run(saved, tmp_path, again).losses == first.losses
     assert again.order == []
-    other = Kept()
-    run(saved, tmp_path, other, rows=ROWS[:2])
-    assert other.order == [2, 1, 0, None]
+    for settings in ({"rows": ROWS[:2]}, {"key": "rank 8"}):
+        other = Kept()
+        run(saved, tmp_path, other, **settings)
+        assert other.order == [2, 1, 0, None]
 
 
 def test_a_lost_file_of_a_stopped_run_starts_it_afresh(saved, tmp_path):
@@ -116,12 +123,11 @@ def test_a_lost_file_of_a_stopped_run_starts_it_afresh(saved, tmp_path):
     assert rest.order == [2, 1, 0, None]
 
 
-def test_samples_with_long_answers_go_through_the_head_alone(saved, tmp_path, monkeypatch):
-    together, alone = Kept(), Kept()
-    run(saved, tmp_path / "one", together)
+def test_samples_with_long_answers_go_through_the_head_alone(saved, whole, tmp_path, monkeypatch):
+    alone = Kept()
     monkeypatch.setattr(streamed_vocabulary, "_LOGITS_BYTES", 1)
-    run(saved, tmp_path / "two", alone)
-    for name, score in together.scores.items():
+    run(saved, tmp_path, alone)
+    for name, score in whole[0].items():
         torch.testing.assert_close(alone.scores[name], score, rtol=1e-4, atol=1e-9)
 
 

@@ -9,10 +9,12 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+from transfuse.baselines.distillation import refuse_other_vocabulary
 from transfuse.errors import RecipeError
 from transfuse.io.files import atomic_folder, write_json
 from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.hardware import manifest
+from transfuse.io.models import load_tokenizer
 from transfuse.io.run_folder import RunFolder, open_run
 from transfuse.io.task_files import load_tasks
 from transfuse.recipes.progress import Display
@@ -23,6 +25,7 @@ from transfuse.recipes.transfer_extraction import Extraction, extract, finished_
 from transfuse.recipes.transfer_lessons import Lessons, make_lessons
 from transfuse.recipes.transfer_measure import Measured, Questions, measure, read_questions
 from transfuse.recipes.transfer_model import make_student
+from transfuse.recipes.transfer_pair import check_pair
 from transfuse.recipes.transfer_report import Arm, report_json
 from transfuse.recipes.transfer_schema import TransferRecipe
 from transfuse.train.trackers import check_trackers
@@ -97,14 +100,25 @@ def _check_inputs(recipe: TransferRecipe) -> Questions | None:
             model_fingerprint(reference)
     if recipe.extraction is not None:
         finished_extraction(recipe.extraction)
+    elif _wants_extraction(recipe):
+        check_pair(recipe)
+    if "online-distillation" in recipe.arms and recipe.train_file is not None:
+        assert recipe.teacher is not None  # noqa: S101 - the recipe checks it
+        trust = recipe.trust_remote_code
+        refuse_other_vocabulary(
+            *(load_tokenizer(name, trust_remote_code=trust) for name in (recipe.teacher, recipe.student))
+        )
     return read_questions(recipe)
 
 
 def _extraction(recipe: TransferRecipe, run: RunFolder, display: Display) -> Extraction | None:
     if recipe.extraction is not None:
         return finished_extraction(recipe.extraction)
-    wants = recipe.train_file is None or FROM_BLOCKS & set(recipe.arms)
-    return extract(recipe, run, display) if wants else None
+    return extract(recipe, run, display) if _wants_extraction(recipe) else None
+
+
+def _wants_extraction(recipe: TransferRecipe) -> bool:
+    return recipe.train_file is None or bool(FROM_BLOCKS & set(recipe.arms))
 
 
 def _starts(extraction: Extraction | None, carried: Carried | None) -> Starts:

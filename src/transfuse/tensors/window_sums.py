@@ -128,19 +128,21 @@ def _strips(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) 
 def _peaks(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) -> _Peaks:
     n_down, n_right = scores.shape[0] - n_rows, scores.shape[1] - n_columns
     strips = _strips(scores, n_rows, n_columns)
-    is_positive = _lowest(scores, n_rows, n_columns) >= 0
+    has_negatives = _has_negatives(scores, n_rows, n_columns)
     changes, drifts, leaving, size = [], [], 0.0, 0.0
     for axis, parts in enumerate((strips.rightwards, strips.downwards)):
         entered, left = (_sums(part, axis, _N_ADDENDS[axis]) for part, _ in parts)
         sizes = entered + left
-        if not is_positive:
+        if has_negatives:
             sizes = parts[0].scores.abs().double().sum(axis) + parts[1].scores.abs().double().sum(axis)
         changes.append(entered - left)
         drifts.append(_from_zero(_SLACK * _ROUNDING * _N_ADDENDS[axis] * sizes))
         leaving, size = leaving + float(left.sum()), size + float(sizes.sum())
     corners = [part for part, _ in strips.corners]
-    corner_sums = [_total(part) for part in corners]
-    corner_size = sum(corner_sums if is_positive else (float(part.abs().double().sum()) for part in corners))
+    gains, corner_sums = _gains(changes[0], changes[1], corners)
+    corner_size = sum(
+        (float(part.abs().double().sum()) for part in corners) if has_negatives else corner_sums
+    )
     size += corner_size
     error = _SLACK * (
         _N_CORNER_ROUNDINGS * _ROUNDING * corner_size + sum(scores.shape) * _ROUNDING_DOUBLE * size
@@ -151,22 +153,21 @@ def _peaks(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) -
         first = _total(scores[:n_rows, :n_columns])
     return _Peaks(
         first=first,
-        gains=_gains(changes[0], changes[1], corners),
+        gains=gains,
         drift_right=drifts[0],
         drift_down=drifts[1],
         error=error if size < _OVERFLOW else math.inf,
     )
 
 
-def _lowest(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) -> float:
-    """The lowest score outside of what lies in every window, 0 where nothing does; NaN where one is."""
+def _has_negatives(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) -> bool:
+    """Whether a sign is set outside of what lies in every window; the bits are quicker to compare than the numbers."""
     n_down, n_right = scores.shape[0] - n_rows, scores.shape[1] - n_columns
     parts = [scores]
     if n_down <= n_rows and n_right <= n_columns:
         beside = scores[n_down:n_rows]
         parts = [scores[:n_down], scores[n_rows:], beside[:, :n_right], beside[:, n_columns:]]
-    lows = [part.amin() for part in parts if part.numel()]
-    return float(torch.stack(lows).amin()) if lows else 0.0
+    return any(int(part.view(torch.int32).amin()) < 0 for part in parts if part.numel())
 
 
 def _total(part: Float[Tensor, "rows columns"]) -> float:
@@ -190,17 +191,20 @@ def _gains(
     rightwards: Float64[Tensor, " right"],
     downwards: Float64[Tensor, " down"],
     corners: list[Float[Tensor, "down right"]],
-) -> Float64[Tensor, "lines column_places"]:
-    """Steps added up along both axes, of each line the highest."""
+) -> tuple[Float64[Tensor, "lines column_places"], list[float]]:
+    """Steps added up along both axes, of each line the highest; and the sum of each corner."""
+    corner_sums = [0.0] * len(corners)
     line = _from_zero(rightwards)
     lines = [line]
     for start in range(0, len(downwards), _N_ROWS_AT_ONCE):
         rows = slice(start, start + _N_ROWS_AT_ONCE)
-        sums = _running_sums(downwards[rows], [part[rows] for part in corners])
+        parts = [part[rows] for part in corners]
+        corner_sums = [total + float(part.sum()) for total, part in zip(corner_sums, parts, strict=True)]
+        sums = _running_sums(downwards[rows], parts)
         for highest, last in zip(sums.amax(1), sums[:, -1], strict=True):
             lines.append(line + highest)
             line = line + last
-    return torch.stack(lines)
+    return torch.stack(lines), corner_sums
 
 
 def _running_sums(

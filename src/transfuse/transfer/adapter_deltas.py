@@ -151,7 +151,7 @@ def norm_matched_random(
 
 def delta_norm(delta: CarriedDelta) -> float:
     """Frobenius norm of up @ down, without forming it."""
-    up, down = delta.up.double(), delta.down.double()
+    up, down = delta.up.cpu().double(), delta.down.cpu().double()
     return math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
 
 

@@ -49,6 +49,7 @@ def streamed_sensitivity(
     *,
     names: ModelNames,
     work: Path,
+    key: str = "",
     max_tokens_per_pass: int = 2048,
     max_length_tokens: int | None = None,
     compute_dtype: torch.dtype = torch.float32,
@@ -65,6 +66,7 @@ def streamed_sensitivity(
             again, with the same scores, to a run that was killed meanwhile.
         names: where the layers, the embedding and the head are.
         work: folder of the files in between; the same folder, model, rows and settings continue a killed run.
+        key: of what `on_layer` makes of the layers; with another one, a run there is begun afresh, not continued.
         max_tokens_per_pass: rows x longest row that go through a layer together.
         max_length_tokens: longer samples are shortened; None is the model's own limit.
         compute_dtype: float32 or bfloat16; sums are float32 always.
@@ -89,9 +91,9 @@ def streamed_sensitivity(
     fitted = fit_samples(rows, limit, text.vocab_size)
     passes = sample_passes(fitted.samples, max_tokens_per_pass)
     on_device = resolve_device(device)
-    key = _key(config, weights, fitted, [str(names), max_tokens_per_pass, str(compute_dtype), attention])
+    settings = [str(names), max_tokens_per_pass, str(compute_dtype), attention, key]
     shapes = [(len(batch.samples), batch.input_ids.shape[1], text.hidden_size) for batch in passes]
-    spill = Spill(work, key, shapes, compute_dtype)
+    spill = Spill(work, _key(config, weights, fitted, settings), shapes, compute_dtype)
     if spill.note("finished") is None:
         teacher = StreamedTeacher(
             config, weights, names, dtype=compute_dtype, attention=attention, device=on_device
@@ -179,7 +181,7 @@ def _layer_backward(run: StreamedRun, number: int) -> None:
             del hidden, output
         weights = {name: linear.weight.detach() for name, linear in layer_linears(layer).items()}
         run.on_layer(LayerScores(number, weights, {name: sums.scores(name) for name in weights}))
-    run.spill.remove(gradient_at(number + 1), *([inputs_of(number)] if number < run.n_layers else []))
+    run.spill.remove(gradient_at(number + 1), inputs_of(number))
     run.tell(2 * run.n_layers + 1 - number, "backward")
 
 
