@@ -176,7 +176,7 @@ def plan(
     """Say beforehand what a run takes: requests, tokens and cost of `inject`; memory, disk and time of `transfer`."""
     from transfuse.errors import RecipeError
     from transfuse.recipes.plan import plan_table
-    from transfuse.recipes.schema import load_recipe, make_recipe
+    from transfuse.recipes.schema import InjectRecipe, load_recipe, make_recipe
     from transfuse.recipes.transfer_plan import plan_recipe, plan_transfer_table
 
     if documents is None:
@@ -188,9 +188,6 @@ def plan(
         return
     if documents.suffix.lower() in (".yaml", ".yml"):
         recipe = load_recipe(documents, settings or [])
-        if recipe.kind == "transfer":
-            console().print(plan_recipe(recipe))
-            return
     else:
         if model is None:
             raise RecipeError(
@@ -211,7 +208,8 @@ def plan(
             trust_remote_code=trust_remote_code,
         )
         recipe = make_recipe({**tree, "seed": 17}, settings or [], where="transfuse plan")
-    console().print(plan_table(recipe))
+    is_of_documents = isinstance(recipe, InjectRecipe)
+    console().print(plan_table(recipe) if is_of_documents else plan_recipe(recipe))
 
 
 @app.command()
