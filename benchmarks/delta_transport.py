@@ -213,7 +213,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--n-epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--maps", nargs="+", default=["procrustes", "ridge"])
+    parser.add_argument("--maps", nargs="+", default=["procrustes", "scaled-procrustes", "ridge"])
     parser.add_argument("--layer-match", choices=["depth", "similarity"], default="depth")
     parser.add_argument("--neurons", choices=["states", "outputs"], default="states")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0])

@@ -149,11 +149,8 @@ def run_here(engine: str, folder: Path, *, extract: bool) -> None:
     def progress(n_done: int, n_total: int, what: str) -> None:
         stages.append((time.perf_counter(), time.process_time(), what))
         if engine == "large":
-            print(
-                f"{n_done}/{n_total} {what} {time.perf_counter() - started:.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            wall, cpu = stages[-1][0] - started, stages[-1][1] - started_cpu
+            print(f"{n_done}/{n_total} {what}: {wall:.1f} s, cpu {cpu:.1f} s", file=sys.stderr, flush=True)
 
     summary: SensitivitySummary
     if engine == "memory":

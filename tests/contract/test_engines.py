@@ -180,10 +180,9 @@ def test_a_process_killed_inside_a_layer_is_continued(tmp_path):
     model = random_model("gemma3")
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "killed.py").write_text(
-        "import os, sys\n"
+        "import os\nimport sys\n"
         "from pathlib import Path\n"
-        "sys.path.insert(0, sys.argv[2])\n"
-        "from contract.test_sensitivity import MODELS, rows\n"
+        f"from {Path(__file__).stem} import MODELS, rows\n"
         "from transfuse.transfer.streamed_engine import streamed_sensitivity\n"
         "folder = Path(sys.argv[1])\n"
         "def die(given):\n"
@@ -193,10 +192,10 @@ def test_a_process_killed_inside_a_layer_is_continued(tmp_path):
         "streamed_sensitivity(folder / 'model', rows(), die, names=MODELS['gemma3'][1], work=folder / 'work')\n"
     )
     killed = subprocess.run(
-        [sys.executable, tmp_path / "killed.py", tmp_path, Path(__file__).parents[1]],
+        [sys.executable, tmp_path / "killed.py", tmp_path],
         stdout=subprocess.PIPE,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         timeout=300,
     )
     assert killed.returncode == -9

@@ -111,7 +111,9 @@ def test_the_scale_is_the_ratio_of_units_and_shrinks_under_noise(generator):
     right = 2.5 * left[:, [2, 0, 1]]
     moments, held_out = _moments(left, right), _moments(left[:9], right[:9])
     assert float(scaled_procrustes_map(moments, held_out).matrix.norm()) == pytest.approx(2.5 * math.sqrt(3))
-    assert procrustes_map(moments, held_out).r2 < 0.7 < scaled_procrustes_map(moments, held_out).r2
+    plain, scaled = procrustes_map(moments, held_out), scaled_procrustes_map(moments, held_out)
+    torch.testing.assert_close(scaled.matrix, plain.unit_scale * plain.matrix)
+    assert (plain.unit_scale, plain.r2, scaled.unit_scale) == pytest.approx((2.5, 1, 1))
     noisy = left + noise  # half of what is on the left says nothing about the right
     shrunk = scaled_procrustes_map(_moments(noisy, left), held_out).matrix
     assert float(shrunk.norm()) == pytest.approx(0.5 * math.sqrt(3), rel=0.05)

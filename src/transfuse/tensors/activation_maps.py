@@ -92,8 +92,10 @@ class LinearMap(NamedTuple):
 
     matrix: Float[Tensor, "right left"]
     r2: float
-    """Share of the right rows' held-out variance about the fit's mean that is predicted; negative where the map is
-    worse than that mean, NaN where held-out rows do not vary."""
+    """Share of the right rows' held-out variance about the fit's mean that `unit_scale * matrix` predicts; negative
+    where that is worse than the mean, NaN where held-out rows do not vary."""
+    unit_scale: float
+    """What the matrix would have to be multiplied by to predict the fitted rows best; 1 where it was fitted to."""
     penalty: float | None
     """Chosen ridge penalty, in units of the mean eigenvalue; None for Procrustes maps."""
     n_directions: int
@@ -168,7 +170,7 @@ def ridge_map(fit: PairedMoments, held_out: PairedMoments) -> LinearMap:
     best = min(range(len(PENALTIES)), key=errors.__getitem__)
     inverse = _inverse(eigenvalues + PENALTIES[best] * mean_eigenvalue)
     matrix = (basis @ (inverse[:, None] * numerators)).T
-    return LinearMap(matrix, _r2(errors[best], unseen.right_total), PENALTIES[best], len(eigenvalues))
+    return LinearMap(matrix, _r2(errors[best], unseen.right_total), 1.0, PENALTIES[best], len(eigenvalues))
 
 
 def procrustes_map(fit: PairedMoments, held_out: PairedMoments) -> LinearMap:
@@ -183,7 +185,8 @@ def procrustes_map(fit: PairedMoments, held_out: PairedMoments) -> LinearMap:
         held_out: at least one other position; gives R^2 only.
 
     Returns:
-        A map all of whose singular values are 1 or 0.
+        A map all of whose singular values are 1 or 0. Two models measure their activations in units of their own, so
+        that R^2 is told at the best scale.
 
     Source:
         Schönemann 1966, A generalized solution of the orthogonal Procrustes problem.
@@ -193,15 +196,16 @@ def procrustes_map(fit: PairedMoments, held_out: PairedMoments) -> LinearMap:
     is_tall = seen.cross.shape[0] > seen.cross.shape[1]
     matrix, n_directions = _polar_factor(seen.cross if is_tall else seen.cross.T, fit.n_positions - 1)
     matrix = matrix.T if is_tall else matrix
-    return LinearMap(matrix, _map_r2(matrix, unseen), None, n_directions)
+    predicted = float(((matrix @ seen.left) * matrix).sum())
+    scale = float((matrix * seen.cross.T).sum()) / predicted if predicted > 0 else 0.0
+    return LinearMap(matrix, _map_r2(scale * matrix, unseen), scale, None, n_directions)
 
 
 def scaled_procrustes_map(fit: PairedMoments, held_out: PairedMoments) -> LinearMap:
     """`procrustes_map` times the one factor with the least squared error on the fitted positions.
 
-    Two models measure their activations in units of their own; without the factor, a delta arrives too strong or
-    too weak by the ratio of those units. The factor of the other direction is another one: each is shrunk by what
-    the map cannot predict.
+    Without the factor, a delta arrives too strong or too weak by the ratio of the two models' units. The factor of the
+    other direction is another one: each is shrunk by what the map cannot predict.
 
     Args:
         fit: at least one position.
@@ -211,11 +215,7 @@ def scaled_procrustes_map(fit: PairedMoments, held_out: PairedMoments) -> Linear
         The map; all zero where the two spaces do not vary together.
     """
     rotation = procrustes_map(fit, held_out)
-    seen, unseen = _scatters(fit, held_out)
-    predicted = float(((rotation.matrix @ seen.left) * rotation.matrix).sum())
-    factor = float((rotation.matrix * seen.cross.T).sum()) / predicted if predicted > 0 else 0.0
-    matrix = rotation.matrix * factor
-    return LinearMap(matrix, _map_r2(matrix, unseen), None, rotation.n_directions)
+    return rotation._replace(matrix=rotation.unit_scale * rotation.matrix, unit_scale=1.0)
 
 
 MAPS: dict[MapKind, Callable[[PairedMoments, PairedMoments], LinearMap]] = {

@@ -85,6 +85,9 @@ class CarriedPart:
     """Share of the student's outputs that the teacher's predict."""
     effect_r2: float | None
     """Share of what the delta adds that the student's inputs predict; what counts of `input_r2`."""
+    input_scale: float
+    """What the map of inputs lacks to predict best: the ratio of units that plain Procrustes leaves out; else 1."""
+    output_scale: float
     input_penalty: float | None
     """Of ridge, in units of the mean eigenvalue."""
     output_penalty: float | None
@@ -251,7 +254,9 @@ def _carry_layer(
         inputs, outputs = fit(each.input_space, "in"), fit(each.output_space, "out")
         up, down = each.delta.up.to(outputs.matrix), each.delta.down.to(inputs.matrix)
         pair = sums[each.input_space]
-        effect = read_r2(down, up.T @ up, inputs.matrix, pair.fit.flipped(), pair.held_out.flipped())
+        effect = read_r2(
+            down, up.T @ up, inputs.unit_scale * inputs.matrix, pair.fit.flipped(), pair.held_out.flipped()
+        )
         carried = CarriedDelta(outputs.matrix @ up, down @ inputs.matrix)
         norm = delta_norm(each.delta)
         told.append(
@@ -262,6 +267,8 @@ def _carry_layer(
                 input_r2=_known(inputs.r2),
                 output_r2=_known(outputs.r2),
                 effect_r2=_known(effect),
+                input_scale=inputs.unit_scale,
+                output_scale=outputs.unit_scale,
                 input_penalty=inputs.penalty,
                 output_penalty=outputs.penalty,
                 input_directions=inputs.n_directions,
