@@ -27,9 +27,11 @@ def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | Non
     from transfuse.recipes.team import Team
     from transfuse.recipes.transfer import run_transfer
 
-    if stop_after is not None and (recipe.kind != "inject" or stop_after not in ("facts", "questions")):
+    if stop_after not in (None, "facts", "questions"):
+        raise RecipeError(f"--stop-after: expected 'facts' or 'questions', got {stop_after!r}.")
+    if stop_after is not None and recipe.kind != "inject":
         raise RecipeError(
-            f"--stop-after: expected 'facts' or 'questions' with a recipe of kind inject, got {stop_after!r}."
+            f"--stop-after {stop_after} is for recipes of kind inject, not {recipe.kind}; leave it out."
         )
     command = shlex.join(["transfuse", *sys.argv[1:]])
     if recipe.kind == "inject":

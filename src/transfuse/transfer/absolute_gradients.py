@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_TILE_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 25}
+_TILE_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Numbers of a tile: on a CPU it stays in cache between its product, its absolute value and its addition."""
-_TILE_COLUMNS = 1024
+_TILE_COLUMNS = 512
 
 
 class GradientRows(NamedTuple):
