@@ -14,7 +14,6 @@ from transfuse.errors import TrainingError
 from transfuse.train.settings import LoraSettings
 from transfuse.train.starting_factors import (
     Factors,
-    attach_carried_factors,
     attach_starting_factors,
     learned_delta,
     lora_layers,
@@ -151,17 +150,6 @@ def test_further_modules_get_ordinary_lora():
     assert torch.equal(logits(adapted), logits(student()))
     assert lora_layers(adapted)[other].lora_B["default"].weight.abs().max() == 0
     assert learned_delta(lora_layers(adapted)[other]).up.shape == (48, RANK)
-
-
-def test_carried_factors_are_added_from_the_start():
-    model = student()
-    factors = {QUERY: random_factors(model)[QUERY]}
-    adapted = attach_carried_factors(model, SETTINGS, factors)
-    changed = student()
-    with torch.no_grad():
-        changed.get_submodule(QUERY).weight += factors[QUERY].up @ factors[QUERY].down
-    torch.testing.assert_close(logits(adapted), logits(changed), rtol=1e-5, atol=1e-5)
-    assert (logits(adapted) - logits(student())).abs().max() > 0.01
 
 
 def test_peft_merges_and_unmerges_what_was_learned():

@@ -8,6 +8,7 @@ import typer
 
 from transfuse import __version__
 from transfuse.cli.index import index_app
+from transfuse.cli.options import Overwrite, Sets, Trust
 from transfuse.cli.runs import run_recipe, show_run
 from transfuse.cli.terminal import console
 from transfuse.cli.transfer import transfer_app
@@ -35,15 +36,6 @@ Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter fo
 Out = Annotated[
     Path, typer.Option("--out", help="Run folder; the same command there continues a killed run.")
 ]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.n_epochs=6."),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Take over a folder of a different run; unaffected stages are kept."),
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
 
 
 Documents = Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from transfuse.cli.options import Overwrite, Sets, Trust
 from transfuse.cli.runs import run_recipe
 
 GivenContext = typer.Context.__mro__[1]
@@ -54,15 +55,6 @@ TaskAdapter = Annotated[
     Path | None, typer.Option(help="The teacher's task adapter, for --method delta-transport.")
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.n_epochs=6."),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Take over a folder of a different run; unaffected stages are kept."),
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with a model run.")]
 
 
 def transfer_tree(**given: Any) -> dict[str, Any]:

@@ -76,32 +76,6 @@ def attach_starting_factors(
     return adapted
 
 
-def attach_carried_factors(
-    model: PreTrainedModel,
-    settings: LoraSettings,
-    factors: Mapping[str, Factors],
-    *,
-    also: Collection[str] = (),
-) -> PeftModel:
-    """As `attach_starting_factors`, without the frozen branch: the function is the model's own plus the factors'.
-
-    What is trained is an ordinary adapter, to be saved by `save_adapter`.
-
-    Args:
-        model: changed in place: the named modules are wrapped; its weights are not touched.
-        settings: rank, scaling and dropout; `targets` is not read.
-        factors: by full module name, each of the settings' rank.
-        also: further modules, by full name, that get ordinary LoRA, which starts at zero.
-
-    Returns:
-        The wrapped model, only whose factors train.
-
-    Raises:
-        TrainingError: the factors do not fit the model or the settings.
-    """
-    return _attach(model, settings, factors, also)
-
-
 def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
     """The adapted layers by the names that their modules have in the base model."""
     named = model.get_base_model().named_modules()
