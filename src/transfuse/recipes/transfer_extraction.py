@@ -151,9 +151,7 @@ def _extract_into(recipe: TransferRecipe, task: Path, pair: Pair, stage: Stage, 
     rows = _seed_rows(recipe, task)
     layers = stage.folder / "layers"
     layers.mkdir(exist_ok=True)
-    summary, read_layer, engine = _measure(
-        recipe, pair, rows, Extractor(wanted, layers), stage.folder, display
-    )
+    summary, read_layer, engine = _measure(recipe, pair, rows, Extractor(wanted, layers), stage, display)
     extractions = [
         load_extraction(layers, layer, with_factors=False) for layer in range(pair.teacher.n_layers)
     ]
@@ -200,7 +198,7 @@ def _measure(
     pair: Pair,
     rows: list[TrainingRow],
     extractor: Extractor,
-    folder: Path,
+    stage: Stage,
     display: Display,
 ) -> tuple[SensitivitySummary, ReadLayer, str]:
     """Run an engine over all layers; also a way to read a layer's weights again."""
@@ -235,7 +233,8 @@ def _measure(
             rows,
             extractor,
             names=names,
-            work=folder / "work",
+            work=stage.folder / "work",
+            key=stage.key,
             compute_dtype=resolve_precision(recipe.precision, torch.device("cpu")),
             max_length_tokens=limit,
             max_tokens_per_pass=settings.max_tokens_per_pass,
