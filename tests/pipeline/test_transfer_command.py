@@ -324,3 +324,18 @@ def test_seed_samples_without_answers_are_refused(
     done = transfuse(*line("extract", tmp_path / "run", task=write(tmp_path / "seed.jsonl", rows)))
     assert done.code == 1
     assert "nothing to learn from" in done.err
+
+
+def test_a_learning_rate_at_which_training_breaks_is_left_out_of_the_sweep(
+    transfuse: Callable, line: Callable, read_report: Callable, tmp_path: Path
+) -> None:
+    more = ("--set", "learning_rates=[0.001, 1.0e+30]", "--set", "evaluate.teacher=false")
+    done = transfuse(*line("", tmp_path / "run", "--method", "lora", *more))
+    assert done.code == 0, done.err
+    assert "lora at learning rate 1e+30 is left out" in done.err
+    (arm,) = read_report(tmp_path / "run")["arms"]
+    assert arm["learning_rate"] == 0.001
+    assert [tried["development_bits_per_byte"] is None for tried in arm["tried"]] == [False, True]
+    done = transfuse(*line("", tmp_path / "none", "--method", "lora", "--set", "learning_rates=[1.0e+30]"))
+    assert done.code == 1
+    assert "expected a finite loss and gradient" in done.err

@@ -10,25 +10,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from transfuse.baselines.distillation import refuse_other_vocabulary
-from transfuse.errors import RecipeError
-from transfuse.io.files import atomic_folder, write_json
+from transfuse.errors import RecipeError, TrainingError
+from transfuse.io.configs import load_config
+from transfuse.io.files import atomic_folder, file_sha256, write_json
 from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.hardware import manifest
+from transfuse.io.memory import available_bytes
 from transfuse.io.models import load_tokenizer
 from transfuse.io.run_folder import RunFolder, open_run
 from transfuse.io.task_files import load_tasks
 from transfuse.recipes.progress import Display
 from transfuse.recipes.team import Team
-from transfuse.recipes.transfer_arms import Starts, train_arm
+from transfuse.recipes.transfer_arms import ArmRun, Starts, train_arm
 from transfuse.recipes.transfer_delta import Carried, carry
 from transfuse.recipes.transfer_extraction import Extraction, extract, finished_extraction
+from transfuse.recipes.transfer_figures import parameter_counts
 from transfuse.recipes.transfer_lessons import Lessons, make_lessons
 from transfuse.recipes.transfer_measure import Measured, Questions, measure, read_questions
 from transfuse.recipes.transfer_model import make_student
 from transfuse.recipes.transfer_pair import check_pair
 from transfuse.recipes.transfer_report import Arm, report_json
-from transfuse.recipes.transfer_schema import TransferRecipe
+from transfuse.recipes.transfer_schema import Control, TransferRecipe
 from transfuse.train.trackers import check_trackers
+from transfuse.transfer.families import architecture_of
 
 FROM_BLOCKS = frozenset({"parametric", "random-block", "norm-matched-random"})
 
@@ -144,8 +148,10 @@ def _measure_others(
     found = {
         "student": measure(recipe, run, display, questions, "measured/student", recipe.student, None, student)
     }
-    if recipe.teacher is not None and recipe.evaluate.teacher:
+    if recipe.teacher is not None and recipe.evaluate.teacher and _fits(recipe, display):
         key = {"teacher": model_fingerprint(recipe.teacher)}
+        if recipe.task_adapter is not None:
+            key["adapter"] = file_sha256(recipe.task_adapter / "adapter_model.safetensors")
         found["teacher"] = measure(
             recipe, run, display, questions, "measured/teacher", recipe.teacher, recipe.task_adapter, key
         )
@@ -163,6 +169,17 @@ def _measure_others(
     return found
 
 
+def _fits(recipe: TransferRecipe, display: Display) -> bool:
+    """Whether the teacher can be loaded whole, to be measured."""
+    assert recipe.teacher is not None  # noqa: S101 - asked for teachers only
+    config = load_config(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
+    free, n_bytes = available_bytes(), 4 * parameter_counts(architecture_of(config)).total
+    if free is None or n_bytes < 0.8 * free:
+        return True
+    display.say(f"Note: the teacher needs {n_bytes / 2**30:.1f} GiB, more than is free; it is not measured.")
+    return False
+
+
 def _train_arms(
     recipe: TransferRecipe,
     run: RunFolder,
@@ -174,15 +191,13 @@ def _train_arms(
     """Each arm tries its learning rates with the first seed, then trains the best with all seeds."""
     arms: list[Arm] = []
     for name in recipe.arms:
-        tried = [
-            train_arm(recipe, run, display, name, rate, recipe.seed, lessons, starts) for rate in recipe.rates
-        ]
+        tried, failed = _sweep(recipe, run, display, name, lessons, starts)
         best = min(tried, key=lambda each: each.told.get("development_bits_per_byte") or 0.0)
         more = [
             train_arm(recipe, run, display, name, best.learning_rate, recipe.seed + n, lessons, starts)
             for n in range(1, recipe.n_seeds)
         ]
-        arm = Arm(name, tried, [best, *more])
+        arm = Arm(name, tried, [best, *more], failed)
         if questions is not None:
             arm.measured = [
                 measure(
@@ -199,6 +214,29 @@ def _train_arms(
             ]
         arms.append(arm)
     return arms
+
+
+def _sweep(
+    recipe: TransferRecipe,
+    run: RunFolder,
+    display: Display,
+    arm: Control,
+    lessons: Lessons,
+    starts: Starts,
+) -> tuple[list[ArmRun], list[float]]:
+    """An arm at each of its learning rates, and the rates at which training did not come to an end."""
+    tried: list[ArmRun] = []
+    failed: list[float] = []
+    for rate in recipe.rates:
+        try:
+            tried.append(train_arm(recipe, run, display, arm, rate, recipe.seed, lessons, starts))
+        except TrainingError as err:
+            is_last = rate == recipe.rates[-1]
+            if rate is None or (is_last and not tried):
+                raise
+            display.say(f"Note: {arm} at learning rate {rate:g} is left out: {err}")
+            failed.append(rate)
+    return tried, failed
 
 
 def _save_result(method: Arm, run: RunFolder) -> Path:

@@ -30,8 +30,10 @@ ANSWER_BITS = "bits_per_byte/answers"
 class Arm:
     """One arm with all its trainings."""
 
-    def __init__(self, name: str, tried: Sequence[ArmRun], chosen: Sequence[ArmRun]) -> None:
-        self.name, self.tried, self.chosen = name, list(tried), list(chosen)
+    def __init__(
+        self, name: str, tried: Sequence[ArmRun], chosen: Sequence[ArmRun], failed: Sequence[float] = ()
+    ) -> None:
+        self.name, self.tried, self.chosen, self.failed = name, list(tried), list(chosen), list(failed)
         self.measured: list[Measured] = []
         """Of each chosen run, in order; empty where there are no eval samples."""
 
@@ -138,7 +140,8 @@ def _arm_json(arm: Arm, questions: Questions | None, seed: int) -> dict[str, Any
                 "development_bits_per_byte": run.told.get("development_bits_per_byte"),
             }
             for run in arm.tried
-        ],
+        ]
+        + [{"learning_rate": rate, "seed": seed, "development_bits_per_byte": None} for rate in arm.failed],
         "runs": [
             {
                 "seed": run.seed,
