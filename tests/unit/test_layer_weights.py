@@ -87,3 +87,13 @@ def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin is pickled and could run code"):
         WeightFiles(tmp_path)
+
+
+def test_a_part_of_a_matrix_is_that_part_and_only_its_bytes_are_counted(tmp_path):
+    weight = torch.arange(24.0).reshape(4, 6)
+    save_file({"w.weight": weight}, tmp_path / "model.safetensors")
+    files = WeightFiles(tmp_path)
+    assert torch.equal(files.part("w.weight", slice(1, 3), slice(2, 6)), weight[1:3, 2:6])
+    assert files.bytes_read == 2 * 4 * 4
+    with pytest.raises(ModelError, match="other"):
+        files.part("other.weight", slice(0, 1), slice(0, 1))

@@ -53,6 +53,13 @@ class LoadedModel:
     """The compute type; trainable weights are kept in float32 all the same."""
     device: torch.device
 
+    @property
+    def base_name(self) -> str:
+        """What an adapter's configuration names as its base: a Hub id, or a path that holds anywhere on the machine."""
+        return self.source.hub_id or str(
+            self.source.path.resolve() if self.source.path else self.source.reference
+        )
+
 
 def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.

@@ -46,13 +46,14 @@ from transfuse.recipes.inject_report import Measurement, Texts, report_json
 from transfuse.recipes.inject_retrieval import check_retrieval
 from transfuse.recipes.inject_teacher import Taught, teach
 from transfuse.recipes.inject_writing import StopAfter, Written, write_knowledge
-from transfuse.recipes.progress import Display, time_text
+from transfuse.recipes.progress import Display
 from transfuse.recipes.schema import WITHOUT_EFFECT, InjectRecipe, resolved
 from transfuse.recipes.team import Team
+from transfuse.recipes.training_steps import show_steps
 from transfuse.recipes.writing_report import add_to_facts, writing_report
 from transfuse.train.adapters import attach_lora, save_adapter
 from transfuse.train.batches import TrainingRow
-from transfuse.train.loop import Progress, TrainingSummary, train
+from transfuse.train.loop import TrainingSummary, train
 from transfuse.train.trackers import check_trackers
 from transfuse.types import AnswerRecord, Document, Dropped, Section
 
@@ -340,11 +341,6 @@ def _train_rows(
     torch.manual_seed(recipe.seed)  # LoRA's factors are drawn here
     model = attach_lora(loaded.model, recipe.train.lora) if recipe.train.method == "lora" else loaded.model
     with display.bar("training") as advance:
-
-        def on_step(progress: Progress) -> None:
-            rate = f"loss {progress.log.loss:.3f}, {progress.tokens_per_s:.0f} tokens/s"
-            advance(progress.log.step, progress.n_steps, f"{rate}, {time_text(progress.seconds_left)} left")
-
         summary = train(
             model,
             rows,
@@ -354,22 +350,16 @@ def _train_rows(
             pad_id=prompts.pad_id,
             folder=folder,
             run_name=f"transfuse-inject-{recipe.seed}",
-            on_step=on_step,
+            on_step=show_steps(advance),
         )
     for warning in summary.warnings:
         display.say(f"Note: {warning}")
     return summary, model
 
 
-def _base_name(loaded: LoadedModel) -> str:
-    """What the adapter's configuration names as its base: a Hub id, or a path that holds anywhere on the machine."""
-    source = loaded.source
-    return source.hub_id or str(source.path.resolve() if source.path else source.reference)
-
-
 def _save_result(recipe: InjectRecipe, loaded: LoadedModel, model: nn.Module, result: Path) -> None:
     if recipe.train.method == "lora":
-        save_adapter(model, result, _base_name(loaded))  # type: ignore[arg-type]
+        save_adapter(model, result, loaded.base_name)  # type: ignore[arg-type]
         return
     loaded.model.to(loaded.precision)  # type: ignore[arg-type] - decorated in transformers
     save_model(loaded.model, loaded.tokenizer, result)

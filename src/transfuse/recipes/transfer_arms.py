@@ -19,14 +19,15 @@ from transfuse.io.files import write_json
 from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.models import LoadedModel, load_model
 from transfuse.io.run_folder import RunFolder
-from transfuse.recipes.progress import Display, time_text
+from transfuse.recipes.progress import Display
+from transfuse.recipes.training_steps import show_steps
 from transfuse.recipes.transfer_extraction import Extraction
 from transfuse.recipes.transfer_lessons import Lessons
 from transfuse.recipes.transfer_schema import Control, TransferRecipe
 from transfuse.train.adapters import attach_lora, save_adapter
 from transfuse.train.batches import TrainingRow
 from transfuse.train.folded_adapters import save_folded_adapter
-from transfuse.train.loop import Progress, TrainingSummary, train
+from transfuse.train.loop import TrainingSummary, train
 from transfuse.train.settings import LoraSettings, TrainSettings
 from transfuse.train.starting_controls import norm_matched_random, pissa_factors
 from transfuse.train.starting_factors import Factors, attach_starting_factors
@@ -162,7 +163,7 @@ def _train(
     if lessons.development:
         losses = answer_losses(model, prompts, lessons.development, loaded.precision)
         told["development_bits_per_byte"] = answer_bits_per_byte(losses, seed).value
-    base = _base_name(loaded)
+    base = loaded.base_name
     if is_folded:
         report = save_folded_adapter(model, folder / "adapter", base, max_rank=recipe.max_rank)
         told["saved"] = asdict(report)
@@ -216,11 +217,6 @@ def _loop(
     folder: Path,
 ) -> TrainingSummary:
     with display.bar(f"{arm}, {settings.peak_learning_rate:g}, seed {seed}") as advance:
-
-        def on_step(progress: Progress) -> None:
-            rate = f"loss {progress.log.loss:.3f}, {progress.tokens_per_s:.0f} tokens/s"
-            advance(progress.log.step, progress.n_steps, f"{rate}, {time_text(progress.seconds_left)} left")
-
         summary = train(
             model,
             rows,
@@ -230,7 +226,7 @@ def _loop(
             pad_id=pad_id,
             folder=folder,
             run_name=f"transfuse-transfer-{arm}-{seed}",
-            on_step=on_step,
+            on_step=show_steps(advance),
         )
     for warning in summary.warnings:
         display.say(f"Note: {warning}")
@@ -278,9 +274,3 @@ def _linear_names(model: PreTrainedModel) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     ]
-
-
-def _base_name(loaded: LoadedModel) -> str:
-    """What the adapter's configuration names as its base: a Hub id, or a path that holds anywhere on the machine."""
-    source = loaded.source
-    return source.hub_id or str(source.path.resolve() if source.path else source.reference)

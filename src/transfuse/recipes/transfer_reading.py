@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
+import torch
 from torch import Tensor
 
-from transfuse.errors import ModelError
 from transfuse.io.configs import weights_folder
 from transfuse.io.models import LoadedModel, load_model
-from transfuse.io.references import resolve_model, weight_files
+from transfuse.io.references import resolve_model
 from transfuse.recipes.transfer_schema import TransferRecipe
 from transfuse.tensors.sub_matrices import Cut
 from transfuse.tensors.sub_matrices import cut as cut_matrix
 from transfuse.transfer.architecture import Architecture
 from transfuse.transfer.assembly import ReadLayer
+from transfuse.transfer.layer_weights import WeightFiles
 from transfuse.transfer.sub_cloning import WeightSource
 
 
@@ -58,24 +58,18 @@ def file_reader(folder: Path, teacher: Architecture) -> WeightSource:
 
     Returns:
         The reader.
+
+    Raises:
+        ModelError: a file is missing or damaged.
     """
-    places: dict[str, Path] = {}
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
-            places |= dict.fromkeys(opened.keys(), file)
+    files = WeightFiles(folder, teacher.aliases)
 
     def read(name: str, cut: Cut | None = None) -> Tensor:
-        stored = next((each for each in teacher.stored_names(name) if each in places), None)
-        if stored is None:
-            raise ModelError(
-                f"{folder}: expected the parameter {name}, found none of this name; copy the model again."
-            )
-        with safe_open(places[stored], framework="pt") as opened:
-            if cut is None:
-                return opened.get_tensor(stored)
-            rows, columns = _bounds(cut.rows), _bounds(cut.columns)
-            part = opened.get_slice(stored)[rows, columns]
-            return cut_matrix(part, Cut(cut.rows - rows.start, cut.columns - columns.start))
+        if cut is None:
+            return files.read([name], None, torch.device("cpu"))[name]
+        rows, columns = _bounds(cut.rows), _bounds(cut.columns)
+        part = files.part(name, rows, columns)
+        return cut_matrix(part, Cut(cut.rows - rows.start, cut.columns - columns.start))
 
     return read
 

@@ -112,6 +112,30 @@ class WeightFiles:
         self.bytes_read += len(known) * self.row_bytes(name)
         return found[back]
 
+    def part(self, name: str, rows: slice, columns: slice) -> Float[Tensor, "rows columns"]:
+        """A contiguous part of a matrix, in its own type on the CPU; no more than it is read.
+
+        Args:
+            name: the matrix.
+            rows: which rows.
+            columns: which columns.
+
+        Returns:
+            The part.
+
+        Raises:
+            ModelError: the weight is not in the files, or its file has become unreadable.
+        """
+        stored = self._known(name)
+        file = self._file_of[stored]
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found = opened.get_slice(stored)[rows, columns]
+        except (SafetensorError, OSError) as err:
+            raise _damaged(file, err) from err
+        self.bytes_read += found.nbytes
+        return found
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A weight's shape, from the file's header; a ModelError where there is none of that name."""
         stored = self._known(name)
