@@ -1,7 +1,10 @@
-"""What tells one model's weights from another's, without reading gigabytes."""
+"""What tells one model's weights, or one tokenizer, from another's, without reading gigabytes."""
 
 import hashlib
+import json
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from transfuse.io.references import resolve_model, weight_files
 
@@ -27,3 +30,25 @@ def model_fingerprint(reference: str) -> str:
                 status = file.stat()
                 parts += [file.name, str(status.st_size), str(status.st_mtime_ns)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of how a tokenizer turns text into ids: equal for equal tokenizers, wherever they were loaded from.
+
+    Args:
+        tokenizer: fast ones are digested whole (model, normaliser, pre-tokenizer, added tokens); of a slow one its class,
+            vocabulary and special tokens.
+
+    Returns:
+        A hex digest.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # Left behind by calls that pad or cut, and no part of how text is read.
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    else:
+        content = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    told = [content, sorted((str(key), str(value)) for key, value in tokenizer.special_tokens_map.items())]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

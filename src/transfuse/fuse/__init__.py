@@ -1,0 +1,1 @@
+"""Several models with different tokenizers: their distributions cached, aligned, fused, and learned."""
