@@ -36,8 +36,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of how a tokenizer turns text into ids: equal for equal tokenizers, wherever they were loaded from.
 
     Args:
-        tokenizer: fast ones are digested whole (model, normaliser, pre-tokenizer, added tokens); of a slow one its class,
-            vocabulary and special tokens.
+        tokenizer: fast ones are digested whole (model, normaliser, pre-tokenizer, added tokens); of a slow one its
+            class, vocabulary and special tokens.
 
     Returns:
         A hex digest.
