@@ -4,6 +4,7 @@ VENV ?= .venv
 # Any torch >= 2.6 works; this is the one that the figures in benchmarks/LOG.md were made with.
 TORCH ?= torch==2.13.0
 RUN ?= runs/demo
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := $(VENV)/.model
@@ -13,9 +14,9 @@ MODEL := $(VENV)/.model
 demo: $(READY) $(MODEL)
 	$(BIN)/transfuse run examples/orvessa/inject.yaml --out $(RUN)
 
-# One thread: on tiny models a second one only waits.
+# Two processes of one thread each: on tiny models a second thread only waits.
 test: $(READY) $(MODEL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .
