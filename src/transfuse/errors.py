@@ -29,6 +29,10 @@ class IndexFolderError(TransfuseError, ValueError):
     """A knowledge index cannot be used: none is there, it is damaged, or made with another embedding model."""
 
 
+class CacheError(TransfuseError, ValueError):
+    """A cache of distributions cannot be used: none is there, it is damaged, or made of another model or other texts."""
+
+
 class TrainingError(TransfuseError, RuntimeError):
     """Training cannot go on (the loss is not finite, no record fits the context)."""
 
