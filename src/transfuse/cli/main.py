@@ -8,6 +8,7 @@ import typer
 
 from transfuse import __version__
 from transfuse.cli.index import index_app
+from transfuse.cli.merge import merge
 from transfuse.cli.options import Overwrite, Sets, Trust
 from transfuse.cli.runs import run_recipe, show_run
 from transfuse.cli.terminal import console
@@ -252,21 +253,7 @@ def ask(
         typer.echo(conversation.answer(line))
 
 
-@app.command()
-def merge(
-    model: Model,
-    adapter: Annotated[Path, typer.Option("--adapter", help="PEFT adapter folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model folder that is there.")
-    ] = False,
-    trust_remote_code: Trust = False,
-) -> None:
-    """Fold an adapter into its model and write an ordinary model folder."""
-    from transfuse.recipes.merge import merge_adapter
-
-    merge_adapter(model, adapter, out, overwrite=overwrite, trust_remote_code=trust_remote_code)
-    typer.echo(f"Model written to {out}")
+app.command()(merge)
 
 
 @models_app.callback(invoke_without_command=True)
