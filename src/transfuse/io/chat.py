@@ -234,7 +234,7 @@ def prompt_format(
         end_id=end_id,
         stop_ids=tuple(dict.fromkeys(token_id for token_id in candidates if token_id is not None)),
         pad_id=end_id if pad_id is None else pad_id,
-        bos_ids=_bos_ids(tokenizer),
+        bos_ids=bos_ids(tokenizer),
     )
 
 
@@ -266,7 +266,8 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What a tokenizer puts before plain text: its beginning-of-sequence token, or nothing."""
     bos = _as_id(tokenizer.bos_token_id)
     first = list(tokenizer("a")["input_ids"])[:1]
     return (bos,) if bos is not None and first == [bos] else ()
