@@ -4,7 +4,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from transfuse.report.plot_style import COLOURS, MARKERS, STYLE, WIDTH_IN, is_drawable, short_name, svg_text
+from transfuse.report.plot_style import (
+    COLOURS,
+    MARKERS,
+    MORE_COLOURS,
+    STYLE,
+    WIDTH_IN,
+    is_drawable,
+    short_name,
+    svg_text,
+    top_of_interest,
+)
 from transfuse.report.plots import smoothed
 from transfuse.report.transfer_parts import Arm, ArmRun, Comparison
 from transfuse.report.wording import is_share, metric_label
@@ -12,32 +22,34 @@ from transfuse.report.wording import is_share, metric_label
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OTHER_LOSSES = frozenset({"online-distillation", "offline-distillation"})
-"""Arms that learn other targets: their losses are drawn broken, and not subtracted from."""
+OTHER_LOSSES = frozenset({"online-distillation", "offline-distillation", "fused", "distilled", "pairwise"})
+"""Arms, by their names up to a slash, that learn other targets: drawn broken, and not subtracted from."""
 REFERENCE = "lora"
-"""The arm that the others' losses are set against."""
+"""The arm that the others' losses are set against, where none is named."""
+MOST_TIMES_MIDDLE = 12
+"""A difference so many times the middle one is drawn at the edge."""
 MOST_POINTS = 240
 """Of a drawn curve."""
-_MORE_COLOURS = ("#2f9ed8", "#882255", "#1f8a7a", "#7d7d22")
 _VERDICT_COLOURS = {"better": COLOURS[1], "worse": COLOURS[2], "no difference shown": "#6f6f6f"}
 
 Curve = list[tuple[int, float]]
 
 
-def arm_colours(arms: Sequence[Arm], method: str) -> dict[str, str]:
-    """A colour for each arm: blue for the method, grey for plain LoRA, others in order."""
-    fixed = {method: COLOURS[1], REFERENCE: COLOURS[0]} if method != REFERENCE else {REFERENCE: COLOURS[1]}
+def arm_colours(arms: Sequence[Arm], method: str, reference: str = REFERENCE) -> dict[str, str]:
+    """A colour for each arm: blue for the method, grey for the first control, others in order."""
+    fixed = {reference: COLOURS[0]} | {method: COLOURS[1]}
     others = [arm.name for arm in arms if arm.name not in fixed]
-    palette = (*COLOURS[2:], *_MORE_COLOURS)
+    palette = (*COLOURS[2:], *MORE_COLOURS)
     return fixed | {name: palette[i % len(palette)] for i, name in enumerate(others)}
 
 
-def curves_chart(arms: Sequence[Arm], method: str) -> str:
-    """Training loss of every arm, mean over its seeds; below, how far each is from plain LoRA.
+def curves_chart(arms: Sequence[Arm], method: str, reference: str = REFERENCE) -> str:
+    """Training loss of every arm, mean over its seeds; below, how far each is from the first control.
 
     Args:
         arms: any; those without a curve are not drawn.
         method: the arm drawn thick.
+        reference: the control that the others are set against.
 
     Returns:
         An `<svg>` element; empty where no arm has two steps.
@@ -48,9 +60,9 @@ def curves_chart(arms: Sequence[Arm], method: str) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    colours = arm_colours(arms, method)
+    colours = arm_colours(arms, method, reference)
     runs = {arm.name: [curve for run in arm.runs if len(curve := _curve(run)) > 1] for arm in arms}
-    differences = _against_reference(means)
+    differences = _against_reference(means, reference)
     ratios = [1.5, 1] if differences else [1]
     with mpl.rc_context(STYLE):
         figure = Figure(
@@ -58,7 +70,7 @@ def curves_chart(arms: Sequence[Arm], method: str) -> str:
         )
         grid = figure.subplots(len(ratios), 1, squeeze=False, sharex=True, height_ratios=ratios)[:, 0]
         for name, mean in means.items():
-            line = "--" if name in OTHER_LOSSES else "-"
+            line = "--" if _has_other_loss(name) else "-"
             for curve in runs[name] if len(runs[name]) > 1 else []:
                 _line(grid[0], None, curve, colours[name], line, width=0.6)
             _line(grid[0], name, mean, colours[name], line, width=2.2 if name == method else 1.2)
@@ -67,7 +79,7 @@ def curves_chart(arms: Sequence[Arm], method: str) -> str:
         grid[0].set_ylabel("loss (nats)")
         if differences:
             grid[-1].axhline(0, color=COLOURS[0], linewidth=1)
-            grid[-1].set_ylabel(f"loss minus\nthat of {REFERENCE}")
+            grid[-1].set_ylabel(f"loss minus\nthat of {short_name(reference)}")
         grid[-1].set_xlabel("step")
         for axes in grid:
             axes.grid(axis="y")
@@ -76,12 +88,13 @@ def curves_chart(arms: Sequence[Arm], method: str) -> str:
         return svg_text(figure, "curves", "Training loss of the method and its controls")
 
 
-def sweep_chart(arms: Sequence[Arm], method: str) -> str:
+def sweep_chart(arms: Sequence[Arm], method: str, reference: str = REFERENCE) -> str:
     """Bits per byte of the development set by learning rate, a line an arm, the rate chosen ringed.
 
     Args:
         arms: any; those that tried fewer than two rates are not drawn.
         method: the arm drawn thick.
+        reference: the first control.
 
     Returns:
         An `<svg>` element; empty where no arm tried two rates.
@@ -92,8 +105,8 @@ def sweep_chart(arms: Sequence[Arm], method: str) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    colours = arm_colours(arms, method)
-    top = _top_of_interest([value for _, points in swept.values() for value in points.values()])
+    colours = arm_colours(arms, method, reference)
+    top = top_of_interest([value for _, points in swept.values() for value in points.values()])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 2.5 + 0.1 * len(swept)), layout="constrained")
         axes = figure.subplots()
@@ -174,13 +187,17 @@ def _mean_curve(arm: Arm) -> Curve:
     return [(step, sum(curve[step] for curve in curves) / len(curves)) for step in steps]
 
 
-def _against_reference(means: dict[str, Curve]) -> dict[str, Curve]:
+def _has_other_loss(arm: str) -> bool:
+    return arm.partition("/")[0] in OTHER_LOSSES
+
+
+def _against_reference(means: dict[str, Curve], reference: str) -> dict[str, Curve]:
     """Each arm's loss minus the reference's at the steps of both; arms of other losses are left out."""
-    reference = dict(means.get(REFERENCE, []))
+    losses = dict(means.get(reference, []))
     differences = {
-        name: [(step, loss - reference[step]) for step, loss in curve if step in reference]
+        name: [(step, loss - losses[step]) for step, loss in curve if step in losses]
         for name, curve in means.items()
-        if name != REFERENCE and name not in OTHER_LOSSES
+        if name != reference and not _has_other_loss(name)
     }
     return {name: curve for name, curve in differences.items() if len(curve) > 1}
 
@@ -205,25 +222,28 @@ def _sweep(arm: Arm) -> dict[float, float]:
     return {rate: sum(found) / len(found) for rate, found in sorted(values.items())}
 
 
-def _top_of_interest(values: Sequence[float]) -> float:
-    """Above this a value is drawn at the edge: one training gone astray must not flatten all others."""
-    ordered = sorted(values)
-    best, middle = ordered[0], ordered[len(ordered) // 2]
-    return max(best + 4 * (middle - best), middle * 1.02)
-
-
 def _forest(axes: "Axes", metric: str, group: Sequence[Comparison]) -> None:
-    """One metric: a dot and a whisker a control, zero in view."""
+    """One metric: a dot and a whisker a control, zero in view; differences far beyond the others at the edge."""
     unit = 100 if is_share(metric) else 1
+    reach = _far_beyond([unit * (comparison.difference.value or 0.0) for comparison in group])
     for place, comparison in enumerate(group):
         colour, found = _VERDICT_COLOURS[comparison.verdict], comparison.difference
+        value = unit * (found.value or 0.0)
+        if abs(value) > reach:
+            side = 1 if value > 0 else -1
+            axes.plot(side * reach, place, ">" if side > 0 else "<", color=colour, markersize=6)
+            text = f"{value:+.2f}".replace("-", "−")
+            axes.annotate(
+                text, (side * reach, place), (-7 * side, 0), textcoords="offset points",
+                ha="right" if side > 0 else "left", va="center", fontsize=8,
+            )  # fmt: skip
+            continue
         if found.low is not None and found.high is not None:
             axes.plot([unit * found.low, unit * found.high], [place, place], color=colour, linewidth=1.8)
         is_open = comparison.verdict == "no difference shown"
         axes.plot(
-            unit * (found.value or 0.0), place, "o", color=colour, markersize=5.5,
-            markerfacecolor="white" if is_open else colour,
-        )  # fmt: skip
+            value, place, "o", color=colour, markersize=5.5, markerfacecolor="white" if is_open else colour
+        )
     axes.axvline(0, color="#3a3a3a", linewidth=0.9, zorder=0)
     methods = {comparison.method for comparison in group}
     names = [c.against if len(methods) == 1 else f"{c.method} − {c.against}" for c in group]
@@ -236,3 +256,14 @@ def _forest(axes: "Axes", metric: str, group: Sequence[Comparison]) -> None:
     axes.margins(x=0.08)
     axes.locator_params(axis="x", nbins=6)
     axes.grid(axis="x")
+
+
+def _far_beyond(values: Sequence[float]) -> float:
+    """A difference greater than this is drawn at the edge: it would make all others look like none."""
+    sizes = sorted(map(abs, values))
+    greatest_near = MOST_TIMES_MIDDLE * sizes[(len(sizes) - 1) // 2]
+    return (
+        max((size for size in sizes if size <= greatest_near), default=sizes[-1])
+        if greatest_near
+        else sizes[-1]
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from transfuse.errors import RunFolderError
+from transfuse.report.fuse_parts import Fuse
 from transfuse.report.parts import CurvePoint, MetricValue, ReportPart
 from transfuse.report.transfer_parts import Arm, Comparison, Transfer
 
@@ -215,6 +216,8 @@ class Report(ReportPart):
     """None where no passages were searched for."""
     transfer: Transfer | None = None
     """None but for transfer runs; those that only extract write this part alone."""
+    fuse: Fuse | None = None
+    """None but for fuse runs."""
     arms: list[Arm] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
     facts: list[FactResult] = Field(default_factory=list)

@@ -11,7 +11,10 @@ from markupsafe import Markup
 
 from transfuse.errors import RunFolderError
 from transfuse.report import wording
-from transfuse.report.arm_plots import curves_chart, forest_chart, sweep_chart
+from transfuse.report.arm_plots import REFERENCE, curves_chart, forest_chart, sweep_chart
+from transfuse.report.fuse_plots import chosen_chart, coverage_chart, texts_chart
+from transfuse.report.fuse_verdict import CONTROL, fuse_verdict, fused_method
+from transfuse.report.fuse_wording import fusion_settings
 from transfuse.report.load import DroppedThing, FactResult, Report, read_report
 from transfuse.report.plots import metrics_chart, questions_per_fact_plot, training_chart, tuning_chart
 from transfuse.report.transfer_plots import blocks_chart, sensitivity_chart, shares_chart
@@ -31,6 +34,8 @@ from transfuse.report.verdict import (
 
 PAGE_FILE = "report.html"
 _HERE = Path(__file__).parent
+_VERDICTS = {"transfer": transfer_verdict, "fuse": fuse_verdict}
+"""Of kinds other than inject."""
 _ANSWER_LABELS = {
     "base": "Before",
     **dict.fromkeys(AFTER_ROWS, "After"),
@@ -68,22 +73,24 @@ def write_page(run: Path) -> Path:
 def page_html(report: Report) -> str:
     """The page as text; everything that comes from the report is escaped."""
     script = (_HERE / "page.js").read_text(encoding="utf-8")
-    transfer_charts = _transfer_charts(report)
-    curve = report.training.curve if report.training and not transfer_charts["curves"] else []
+    charts = _charts(report)
+    curve = report.training.curve if report.training and not charts["curves"] else []
     return (
         _environment()
         .get_template("page.html.jinja")
         .render(
             report=report,
-            verdict=transfer_verdict(report) if report.kind == "transfer" else verdict(report),
+            verdict=_VERDICTS.get(report.kind, verdict)(report),
             counting_rule=COUNTING_RULES.get(counting_metric(report) or "", ""),
             metrics=wording.metric_names(report),
+            has_questions=report.kind != "fuse"
+            or any(wording.n_items_text(r.metrics) != wording.NOTHING for r in report.rows),
             # The charts are made here, with every text in them escaped by matplotlib.
-            metrics_chart=Markup(metrics_chart(report)),  # noqa: S704
+            metrics_chart=Markup(metrics_chart(report, _charted(report))),  # noqa: S704
             training_chart=Markup(training_chart(curve)),  # noqa: S704
             tuning_chart=Markup(tuning_chart(report.rag.tuning if report.rag else [])),  # noqa: S704
             coverage_chart=Markup(_coverage_chart(report)),  # noqa: S704
-            transfer_charts=transfer_charts,
+            charts=charts,
             left_out=_left_out(report),
             uncovered=[fact for fact in report.facts if fact.n_by_answer == 0 and not fact.kept_out],
             sections=_facts_by_section(report),
@@ -110,6 +117,8 @@ def _environment() -> Environment:
         is_right=is_right,
         score_text=score_text,
         setting_text=setting_text,
+        visible=wording.visible_text,
+        fusion_settings=fusion_settings,
         outcome_labels=OUTCOME_LABELS,
         outcome_meanings=OUTCOME_MEANINGS,
     )
@@ -157,16 +166,26 @@ def _coverage_chart(report: Report) -> str:
     return questions_per_fact_plot(by_answer, by_similarity if len(by_similarity) == len(trained) else None)
 
 
-def _transfer_charts(report: Report) -> dict[str, Markup]:
-    """The charts of a transfer run by name, every text in them escaped by matplotlib."""
-    method, transfer = main_method(report), report.transfer
+def _charted(report: Report) -> list[str]:
+    """Metrics of the general chart: all but those that the chart of texts shows."""
+    names = wording.metric_names(report)
+    return [name for name in names if report.kind != "fuse" or name.partition("/")[0] != "bits_per_byte"]
+
+
+def _charts(report: Report) -> dict[str, Markup]:
+    """The charts of arms, extraction and fusion by name, every text in them escaped by matplotlib."""
+    transfer, fuse, is_fuse = report.transfer, report.fuse, report.kind == "fuse"
+    method, control = (fused_method(report), CONTROL) if is_fuse else (main_method(report), REFERENCE)
     charts = {
         "forest": forest_chart(report.comparisons),
-        "curves": curves_chart(report.arms, method),
-        "sweep": sweep_chart(report.arms, method),
+        "curves": curves_chart(report.arms, method, control),
+        "sweep": sweep_chart(report.arms, method, control),
         "sensitivity": sensitivity_chart(transfer.layers, transfer.modules) if transfer else "",
         "blocks": blocks_chart(transfer.blocks) if transfer else "",
         "shares": shares_chart(transfer.blocks) if transfer else "",
+        "texts": texts_chart(report) if is_fuse else "",
+        "pairs": coverage_chart(fuse.pairs) if fuse else "",
+        "chosen": chosen_chart(fuse.chosen) if fuse else "",
     }
     return {name: Markup(svg) for name, svg in charts.items()}  # noqa: S704
 

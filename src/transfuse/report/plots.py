@@ -6,7 +6,7 @@ from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 from transfuse.report.load import CurvePoint, MetricValue, Report, TriedK
-from transfuse.report.plot_style import COLOURS, MARKERS, STYLE, WIDTH_IN, is_drawable, svg_text
+from transfuse.report.plot_style import COLOURS, MARKERS, STYLE, WIDTH_IN, is_drawable, short_name, svg_text
 from transfuse.report.wording import is_share, metric_label, metric_names
 
 if TYPE_CHECKING:
@@ -16,19 +16,22 @@ _N_SEPARATE_BARS = 200
 """Up to this many bars there is room for gaps between them."""
 
 
-def metrics_chart(report: Report) -> str:
+def metrics_chart(report: Report, metrics: Sequence[str] | None = None) -> str:
     """Each metric as dots with 95 % whiskers, one line per row of the table.
 
     Args:
         report: any report.
+        metrics: those to draw; None draws all.
 
     Returns:
         An `<svg>` element; empty where no row has a value.
     """
     rows = {row.name: row.metrics for row in report.rows}
     panels = {
-        metric: {name: metrics[metric] for name, metrics in rows.items() if is_drawable(metrics.get(metric))}
-        for metric in metric_names(report)
+        metric: {
+            name: measured[metric] for name, measured in rows.items() if is_drawable(measured.get(metric))
+        }
+        for metric in (metric_names(report) if metrics is None else metrics)
     }
     panels = {metric: points for metric, points in panels.items() if points}
     if not panels:
@@ -216,7 +219,7 @@ def _dots(
         fill = colour if is_filled else "white"
         value = unit * (estimate.value or 0.0)
         axes.plot(value, place, marker, color=colour, markerfacecolor=fill, markersize=5.5, clip_on=False)
-    axes.set_yticks(range(len(points)), list(points))
+    axes.set_yticks(range(len(points)), [short_name(name) for name in points])
     axes.set_ylim(len(points) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_title(metric_label(metric), loc="left", fontsize=9, fontweight="bold")

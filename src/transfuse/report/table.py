@@ -21,22 +21,27 @@ def result_table(report: Report, metrics: Sequence[str] | None = None) -> Table:
         A table for a rich console; shares are in per cent, and a dash stands where nothing could be scored.
     """
     metrics = metric_names(report) if metrics is None else metrics
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        show_edge=False,
-        caption="Second lines: 95 % intervals. n: questions scored.",
-        caption_justify="left",
-    )
+    table = captioned_table("Second lines: 95 % intervals. n: questions scored.", padding=0)
     table.add_column("", no_wrap=all(len(row.name) <= 20 for row in report.rows), overflow="fold")
     for metric in metrics:
-        table.add_column(metric_label(metric), justify="right", overflow="fold")
+        table.add_column(Text(metric_label(metric)), justify="right", overflow="fold")
     table.add_column("n", justify="right", overflow="fold")
     for row in report.rows:
         cells = [_cell(metric, row.metrics.get(metric)) for metric in metrics]
         table.add_row(Text(row.name, style="bold"), *cells, n_items_text(row.metrics))
     return table
+
+
+def captioned_table(caption: str, padding: int = 1) -> Table:
+    """An empty table in the style of all, columns `padding` blanks apart."""
+    return Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, padding, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        caption=caption,
+        caption_justify="left",
+    )
 
 
 def _cell(metric: str, estimate: MetricValue | None) -> Text:

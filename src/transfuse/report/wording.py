@@ -1,6 +1,8 @@
 """How numbers, metrics and rows are written for people; the table, the plots and the page share it."""
 
 import math
+import re
+import unicodedata
 from datetime import UTC, datetime
 
 from transfuse.report.load import MetricValue, Report
@@ -77,6 +79,32 @@ TRANSFER_METRIC_MEANINGS = {
     "accuracy": "share of tasks solved",
 }
 
+FUSE_ROW_MEANINGS = {
+    "target": "the target as it was",
+    "source": "the source {} as it was",
+    "clm": "the target trained on the same texts without any source: the control that matters",
+    "fused": "the target trained on the same texts, taught by all sources together",
+    "distilled": "the target trained on the same texts, taught by {} alone",
+    "pairwise": "the target fused with each source apart, the results merged by {}",
+    "ensemble": "the sources' probabilities averaged over aligned chunks; nothing is trained",
+    "merged": "the weights of the sources of one architecture merged by {}; nothing is trained",
+}
+"""By the row's name up to the slash; `{}` is the rest."""
+
+FUSE_METRIC_MEANINGS = {
+    "bits_per_byte/average": "the mean over the texts; lower is better",
+    "bits_per_byte": "cost of encoding texts of this sort; lower is better, and models with different tokenizers can "
+    "be compared",
+    "accuracy": TRANSFER_METRIC_MEANINGS["accuracy"],
+    "exact_match": TRANSFER_METRIC_MEANINGS["exact_match"],
+    "rouge_l": TRANSFER_METRIC_MEANINGS["rouge_l"],
+}
+
+_METRIC_MEANINGS = {"transfer": TRANSFER_METRIC_MEANINGS, "fuse": FUSE_METRIC_MEANINGS}
+
+AVERAGE_BITS = "bits_per_byte/average"
+"""Mean over the texts; it stands after them."""
+
 ARM_NAMES = {
     "parametric": "parametric transfer",
     "lora": "plain LoRA",
@@ -86,8 +114,16 @@ ARM_NAMES = {
     "online-distillation": "online distillation",
     "offline-distillation": "offline distillation",
     "delta-transport": "delta transport",
+    "fused": "fusion",
+    "clm": "CLM",
+    "target": "the target as it was",
+    "source": "the source {}",
+    "distilled": "distillation from {} alone",
+    "pairwise": "pairwise fusion merged by {}",
+    "ensemble": "the ensemble",
+    "merged": "weights merged by {}",
 }
-"""Methods and controls as they stand in a sentence."""
+"""Methods and controls as they stand in a sentence; `{}` is what follows the slash."""
 
 SEARCH_MODES = {
     "hybrid": "by meaning and by words, both rankings merged",
@@ -101,6 +137,9 @@ FATE_MEANINGS = {
     "skipped": "the generator gave a reason to ask nothing about it",
     "failed": "no verified question; the reason stands with the fact",
 }
+
+MOST_MORE_PLACES = 4
+"""Digits more than usual that a difference may take."""
 
 _SHARE_METRICS = frozenset({"exact_match", "f1", "contains", "gold_recall", "judge", "accuracy", "rouge_l"})
 
@@ -118,24 +157,49 @@ def metric_label(metric: str) -> str:
 
 
 def metric_names(report: Report) -> list[str]:
-    """Every metric of any row, in the order in which they first come."""
-    return list(dict.fromkeys(metric for row in report.rows for metric in row.metrics))
+    """Every metric of any row, in the order in which they first come; the average of texts after all others."""
+    names = dict.fromkeys(metric for row in report.rows for metric in row.metrics)
+    return sorted(names, key=lambda metric: metric == AVERAGE_BITS)
 
 
 def row_meaning(row: str) -> str:
     """What a row of the result table is; empty for an unknown one."""
-    return ROW_MEANINGS.get(row) or TRANSFER_ROW_MEANINGS.get(row, "")
+    stem, _, part = row.partition("/")
+    named = FUSE_ROW_MEANINGS.get(stem, "")
+    fusion = named.replace("{}", part) if bool(part) == ("{}" in named) else ""
+    return ROW_MEANINGS.get(row) or TRANSFER_ROW_MEANINGS.get(row) or fusion
 
 
 def metric_meaning(metric: str, kind: str) -> str:
     """What a metric says in a run of this kind; empty for an unknown one."""
-    meanings = TRANSFER_METRIC_MEANINGS if kind == "transfer" else METRIC_MEANINGS
+    meanings = _METRIC_MEANINGS.get(kind, METRIC_MEANINGS)
     return meanings.get(metric) or meanings.get(metric.partition("/")[0], "")
 
 
 def arm_name(arm: str) -> str:
     """A method or control as it stands in a sentence."""
-    return ARM_NAMES.get(arm, arm)
+    stem, _, part = arm.partition("/")
+    name = ARM_NAMES.get(stem, "")
+    return name.replace("{}", part) if name and bool(part) == ("{}" in name) else arm
+
+
+def visible_text(text: str, most: int = 80) -> str:
+    """Text of any origin on one line, with nothing in it that a reader cannot see or that changes what stands near.
+
+    Args:
+        text: anything, as a token or a stretch of a document.
+        most: characters shown; a longer text is cut.
+
+    Returns:
+        Control, format, private and unassigned characters, and spaces other than the plain one, as escapes
+        (`\\n`, `\\u202e`); spaces at the ends and several in a row as `␣`.
+    """
+    cut, rest = text[:most], text[most:]
+    shown = re.sub(r"^ +| +$| {2,}", lambda spaces: "␣" * len(spaces[0]), cut)
+    shown = "".join(each.encode("unicode_escape").decode() if _is_hidden(each) else each for each in shown)
+    if unicodedata.category(shown[:1] or "a").startswith("M"):
+        shown = f"◌{shown}"  # a mark would sit on what stands before it
+    return f"{shown}…" if rest else shown
 
 
 def value_text(metric: str, estimate: MetricValue | None) -> str:
@@ -160,9 +224,14 @@ def difference_text(metric: str, difference: MetricValue) -> str:
         return NOTHING
     is_points = is_share(metric)
     unit, places, name = (100, 1, " points") if is_points else (1, 3, "")
+    given = [difference.value, difference.low, difference.high]
+    known = [unit * each for each in given if each is not None]
+    if len(known) == len(given) and (all(each > 0 for each in known) or all(each < 0 for each in known)):
+        nearest = min(map(abs, known))  # an interval that leaves out zero must not seem to touch it
+        places += next((more for more in range(MOST_MORE_PLACES) if round(nearest, places + more)), 0)
     value, *ends = (
         None if each is None else round(unit * each, places) + 0.0  # no minus before a zero
-        for each in (difference.value, difference.low, difference.high)
+        for each in given
     )
     text = f"{value:+.{places}f}{name}"
     if None not in ends:
@@ -217,3 +286,8 @@ def time_text(created: str) -> str:
     if moment.tzinfo is None:
         return f"{moment:%Y-%m-%d %H:%M}"
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _is_hidden(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] == "C" or (category[0] == "Z" and character != " ")
