@@ -32,7 +32,7 @@ def merge_adapter(
         ModelError: the model or the adapter cannot be loaded, or they do not fit.
         RunFolderError: `out` is there already, or cannot be written.
     """
-    _check_out(out, [model, str(adapter)], overwrite=overwrite)
+    _check_out(out, [model, str(adapter)], "the base model itself", overwrite=overwrite)
     loaded = load_model(model, precision="float32", trust_remote_code=trust_remote_code)
     merged = merge_adapter_weights(load_adapter(loaded.model, adapter))
     save_model(merged, loaded.tokenizer, out)
@@ -75,18 +75,16 @@ def merge_several(
         raise RecipeError(f"--weight: {method} finds itself what each model counts; leave it out.")
     tree: dict[str, Any] = {"weights": list(weights)} if weights else {}
     settings = make_settings(kind, tree, overrides, where=f"merge by {method}")
-    if settings.method != method:
-        raise RecipeError(f"--set method={settings.method}: expected the method as --method, {method!r}.")
-    _check_out(out, [*models, *([base] if base else [])], overwrite=overwrite)
+    _check_out(out, [*models, *([base] if base else [])], "one of the models", overwrite=overwrite)
     with Display().bar("Merging") as advance:
         merge_models(models, settings, out, base=base, on_tensor=lambda done, n, _: advance(done, n, ""))
 
 
-def _check_out(out: Path, models: Sequence[str], *, overwrite: bool) -> None:
+def _check_out(out: Path, models: Sequence[str], what_they_are: str, *, overwrite: bool) -> None:
     is_there = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_there and not overwrite:
         raise RunFolderError(f"{out}: is there already; choose another --out, or give --overwrite.")
     if is_there and not (out / "config.json").is_file():
         raise RunFolderError(f"{out}: is no model folder, so it is not replaced; choose another --out.")
     if is_there and any(out.resolve() == Path(each).expanduser().resolve() for each in models):
-        raise RunFolderError(f"{out}: is the base model itself; choose another --out.")
+        raise RunFolderError(f"{out}: is {what_they_are}; choose another --out.")
