@@ -141,7 +141,9 @@ def test_an_unfinished_cache_is_named_and_gone_on_with(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write(folder)
     monkeypatch.undo()
-    with pytest.raises(CacheError, match="the cache is unfinished; run the command that began it again"):
+    with pytest.raises(
+        CacheError, match=r"the cache is unfinished \(shards done: 1\); run the command that began it again"
+    ):
         DistributionCache.open(folder)
     (folder / ".shard-00001.bin.abc").write_bytes(b"half")
     before = times(folder)

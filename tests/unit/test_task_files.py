@@ -99,7 +99,7 @@ def test_a_file_without_rows_or_of_another_kind_is_refused(tmp_path):
     with pytest.raises(DataError, match="the file holds none"):
         load_tasks(written(tmp_path))
     (tmp_path / "latin.jsonl").write_bytes('{"text": "Größe"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.jsonl: expected UTF-8 text, got byte 0xf6"):
+    with pytest.raises(DataError, match=r"latin\.jsonl:1: expected UTF-8 text, got byte 0xf6"):
         load_tasks(tmp_path / "latin.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text"')
     with pytest.raises(DataError, match=r"broken\.jsonl:2: expected one JSON object"):

@@ -130,8 +130,10 @@ def read_header(folder: Path) -> CacheHeader:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as err:
         if (folder / PLAN_FILE).is_file():
+            n_done = len(list(folder.glob("shard-*.json")))
             raise CacheError(
-                f"{folder}: the cache is unfinished; run the command that began it again, and it goes on."
+                f"{folder}: the cache is unfinished (shards done: {n_done}); run the command that began it again, "
+                f"and it goes on."
             ) from err
         got = (
             f"a folder without {HEADER_FILE}"

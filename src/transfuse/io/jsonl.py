@@ -36,8 +36,9 @@ def read_jsonl(path: Path) -> Iterator[JsonLine]:
     except OSError as err:
         raise DataError(f"{path}: expected a JSONL file, got '{err.strerror}'; check the path.") from err
     except UnicodeDecodeError as err:
+        number = err.object[: err.start].count(b"\n") + 1
         raise DataError(
-            f"{path}: expected UTF-8 text, got byte {err.object[err.start]:#04x} at offset {err.start}; "
+            f"{path}:{number}: expected UTF-8 text, got byte {err.object[err.start]:#04x} at offset {err.start}; "
             f"convert it first, for instance with `iconv -f latin1 -t utf-8`."
         ) from err
     for number, line in enumerate(text.split("\n"), start=1):
