@@ -73,6 +73,7 @@ def test_linear_is_the_weighted_mean_and_loads_in_plain_transformers(first, seco
     assert tokenizers[0].encode(text) == tokenizers[1].encode(text)
     assert tokenizers[0].chat_template == tokenizers[1].chat_template
     assert (tmp_path / "out/generation_config.json").is_file()
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -226,6 +226,7 @@ def _write_weights(tensors: Iterator[tuple[str, Tensor]], shards: list[list[str]
             folder / file_name,
             metadata={"format": "pt"},
         )
+        (folder / file_name).chmod(0o644)  # safetensors lets nobody else read what it writes
         n_bytes += sum(tensor.nbytes for tensor in content.values())
         file_of |= dict.fromkeys(names, file_name)
     if len(shards) > 1:
