@@ -84,7 +84,7 @@ def test_targets_are_the_teachers_likeliest_tokens_row_by_row(teacher, rows, pac
         expected = (logits_of(teacher, plain) / 2).log_softmax(1).topk(5)
         assert torch.equal(row.soft.token_ids.long(), expected.indices)
         torch.testing.assert_close(row.soft.log_probs, expected.values, rtol=1e-4, atol=1e-4)
-        assert row.soft[2:] == (2.0, 0.25)
+        assert (row.soft.temperature, row.soft.hard_weight) == (2.0, 0.25)
 
 
 def test_training_on_the_rows_starts_at_the_dense_loss(tmp_path, load, teacher, rows, prompts):

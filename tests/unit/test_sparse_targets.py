@@ -1,13 +1,17 @@
 """Sparse targets: the divergence over kept tokens and a tail is what it is over the whole vocabulary, or less."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfuse.tensors.sparse_targets import sparse_forward_kl, top_log_probs
+from transfuse.tensors.sparse_divergences import sparse_divergence
+from transfuse.tensors.sparse_targets import top_log_probs
+
+sparse_forward_kl = partial(sparse_divergence, "forward-kl")
 
 KL = {"reduction": "none", "log_target": True}
 

@@ -1,10 +1,11 @@
-"""A teacher's distributions kept sparse: its likeliest tokens, and how much all others have together."""
+"""Distributions kept sparse: some tokens' log-probabilities, and that of all other tokens together."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class TopLogProbs(NamedTuple):
@@ -32,42 +33,71 @@ def top_log_probs(logits: Float[Tensor, "targets vocab"], k: int, temperature: f
     return TopLogProbs(kept.indices.int(), kept.values)
 
 
-def sparse_forward_kl(
-    token_ids: Int[Tensor, "targets kept"],
-    teacher_log_probs: Float[Tensor, "targets kept"],
-    student_logits: Float[Tensor, "targets vocab"],
-) -> Float[Tensor, " targets"]:
-    """KL(teacher || student) over the kept tokens and one further outcome: any other token.
+class SparseLogProbs(NamedTuple):
+    """A model's distribution at each target, as far as sparse targets ask for it."""
 
-    Lumping tokens together can only hide a difference, so this is at most the KL over the vocabulary; it equals
-    that where every token is kept, or where the student spreads the tail among its tokens as the teacher does.
+    own: Float[Tensor, " targets"]
+    """Natural log, of the token that the text has there."""
+    kept: Float[Tensor, "targets kept"]
+    """Of the kept tokens; minus infinity at pads."""
+    rest: Float[Tensor, " targets"]
+    """Of all tokens that are not kept, together; minus infinity where every token is."""
+
+
+def sparse_log_probs(
+    logits: Float[Tensor, "targets vocab"],
+    own_ids: Int[Tensor, " targets"],
+    kept_ids: Int[Tensor, "targets kept"],
+    is_kept: Bool[Tensor, "targets kept"],
+) -> SparseLogProbs:
+    """Log-probabilities of a few tokens and of all others together, in one pass over the vocabulary each way.
+
+    What is not kept is summed from its own logits: 1 minus the kept share would round away. The gradient costs one
+    further pass, as much as that of a plain cross-entropy.
 
     Args:
-        token_ids: different tokens in each row.
-        teacher_log_probs: natural log, over the whole vocabulary; minus infinity for what cannot come.
-        student_logits: of the same vocabulary, finite.
+        logits: finite, in float32 or float64.
+        own_ids: the text's own token, kept or not.
+        kept_ids: different tokens in each row, pads aside.
+        is_kept: false at pads, whose ids mean nothing; a row may have pads alone.
 
     Returns:
-        Nats at each position; 0 where the two agree, never negative but for rounding. The gradient goes to the
-        student's logits.
+        Natural logs. The gradient goes to the logits.
     """
-    kept_ids = token_ids.long()
-    kept_logits = student_logits.gather(1, kept_ids)
-    log_kept = kept_logits.logsumexp(dim=1)
-    probs = teacher_log_probs.exp()
-    if kept_ids.shape[1] == student_logits.shape[1]:
-        return _cross_entropy_excess(probs, kept_logits - log_kept[:, None]).sum(dim=1)
-    # The student's tail is summed from its own logits: 1 minus the kept share would round away.
-    log_rest = student_logits.scatter(1, kept_ids, -torch.inf).logsumexp(dim=1)
-    log_total = torch.logaddexp(log_kept, log_rest)
-    kept = _cross_entropy_excess(probs, kept_logits - log_total[:, None]).sum(dim=1)
-    # Rounding can bring the sum of the teacher's kept probabilities to a little above 1.
-    tail = (1 - probs.sum(dim=1)).clamp(min=0)
-    return kept + _cross_entropy_excess(tail, log_rest - log_total)
+    return SparseLogProbs(*_SparseLogProbs.apply(logits, own_ids.long(), kept_ids.long(), is_kept))
 
 
-def _cross_entropy_excess(
-    probs: Float[Tensor, "..."], log_probs: Float[Tensor, "..."]
-) -> Float[Tensor, "..."]:
-    """`p (log p - log q)`, and 0 where p is 0."""
-    return torch.xlogy(probs, probs) - probs * log_probs
+class _SparseLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, own_ids: Tensor, kept_ids: Tensor, is_kept: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        own_ids = own_ids[:, None]
+        others, kept_logits = logits, logits[:, :0]
+        if kept_ids.shape[1]:
+            # A pad stands for a kept token of its row, where there is one, so that ids never contradict each other.
+            first = is_kept.int().argmax(dim=1, keepdim=True)
+            kept_ids = torch.where(is_kept, kept_ids, kept_ids.gather(1, first))
+            kept_logits = logits.gather(1, kept_ids)
+            has_kept = is_kept.any(dim=1, keepdim=True)
+            others = logits.scatter(1, kept_ids, kept_logits.masked_fill(has_kept, -torch.inf))
+            kept_logits = kept_logits.masked_fill(~is_kept, -torch.inf)
+        log_rest = others.logsumexp(dim=1, keepdim=True)
+        log_all = torch.logaddexp(kept_logits.logsumexp(dim=1, keepdim=True), log_rest)
+        kept, rest = kept_logits - log_all, log_rest - log_all
+        ctx.save_for_backward(others, log_rest, kept, rest, own_ids, kept_ids, is_kept)
+        return (logits.gather(1, own_ids) - log_all)[:, 0], kept, rest[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[override]
+        own_grad, kept_grad, rest_grad = grad_outputs
+        others, log_rest, kept, rest, own_ids, kept_ids, is_kept = ctx.saved_tensors
+        own_grad, rest_grad = own_grad[:, None], rest_grad[:, None]
+        kept_grad = kept_grad.masked_fill(~is_kept, 0)
+        # Each log-probability is a logit (or several) minus the logarithm of the sum over all tokens.
+        all_grad = own_grad + kept_grad.sum(dim=1, keepdim=True) + rest_grad
+        grad = (others - log_rest.masked_fill(log_rest == -torch.inf, 0)).exp_()
+        grad *= rest_grad - all_grad * rest.exp()
+        grad.scatter_add_(1, kept_ids, kept_grad - all_grad * kept.exp())
+        return grad.scatter_add_(1, own_ids, own_grad), None, None, None

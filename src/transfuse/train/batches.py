@@ -1,20 +1,25 @@
 """Training rows become forward passes: packed without padding, or padded among rows of like length."""
 
+import heapq
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transfuse.train.soft_targets import SoftPart, SoftTargets, soft_part
+from transfuse.train.soft_targets import ChunkPart, SoftPart, Taught, chunk_part, hard_shares, soft_part
 
 MIN_SHARED_TOKENS = 8
 """Rows that begin with at least this many equal tokens share their computation."""
 
 _WINDOW_BATCHES = 16
 """Length-aware batches are cut from sorted windows of this many batches."""
+
+
+_PROBED_ROWS = 64
+"""Rows to look through for the probes, where each has to be made."""
 
 
 class TrainingRow(NamedTuple):
@@ -27,8 +32,8 @@ class TrainingRow(NamedTuple):
     """How many of the learned tokens, the first ones, belong to the question."""
     question_weight: float = 1.0
     """Weight of their loss; an answer's token weighs 1."""
-    soft: SoftTargets | None = None
-    """What a teacher says at each learned position; none learns the tokens alone."""
+    soft: Taught | None = None
+    """What a teacher says at each learned position, or of chunks of them; none learns the tokens alone."""
 
     @property
     def n_learned(self) -> int:
@@ -43,9 +48,25 @@ class TrainingRow(NamedTuple):
     @property
     def hard_weights(self) -> list[float]:
         """Weight of each learned token as its own target, the teacher's share taken off."""
-        if self.soft is None:
-            return self.weights
-        return [self.soft.hard_weight * weight for weight in self.weights]
+        shares = hard_shares(self.soft, self.n_learned)
+        return [share * weight for share, weight in zip(shares, self.weights, strict=True)]
+
+
+@runtime_checkable
+class LazyRows(Protocol):
+    """Rows that are made when they are asked for, say from a file; their lengths are known beforehand."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> TrainingRow: ...
+
+
+Rows = Sequence[TrainingRow] | LazyRows
 
 
 class TrainingPass(NamedTuple):
@@ -60,6 +81,8 @@ class TrainingPass(NamedTuple):
     target_weights: Float[Tensor, " targets"]
     soft: SoftPart | None = None
     """None where no row of the pass has soft targets."""
+    chunks: ChunkPart | None = None
+    """None where no row of the pass has chunk targets."""
 
 
 class _Group(NamedTuple):
@@ -71,6 +94,11 @@ class _Group(NamedTuple):
     @property
     def n_tokens(self) -> int:
         return self.n_shared + sum(len(row.token_ids) - self.n_shared for row in self.rows)
+
+
+def row_lengths(rows: Rows) -> Sequence[int]:
+    """Tokens of each row, without making rows that are made when asked for."""
+    return rows.lengths if isinstance(rows, LazyRows) else [len(row.token_ids) for row in rows]
 
 
 def plan_epoch(
@@ -157,10 +185,19 @@ def packed_order(rows: Sequence[TrainingRow]) -> list[int]:
     return sorted(range(len(rows)), key=lambda index: rows[index].token_ids)
 
 
-def probe_rows(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
-    """A few short rows on which to try packing: two that share a beginning, where any do, and two more."""
-    by_length = sorted(rows, key=lambda row: len(row.token_ids))
-    shared = [group for group in _groups(rows) if group.n_shared]
+def probe_rows(rows: Rows) -> list[TrainingRow]:
+    """A few short rows on which to try packing: two that share a beginning, where any do, and two more.
+
+    Of rows that are made when asked for, only the 64 shortest are looked at.
+    """
+    known: Sequence[TrainingRow]
+    if not isinstance(rows, LazyRows):
+        known = rows
+    else:
+        lengths = rows.lengths
+        known = [rows[n] for n in heapq.nsmallest(_PROBED_ROWS, range(len(rows)), key=lambda n: lengths[n])]
+    by_length = sorted(known, key=lambda row: len(row.token_ids))
+    shared = [group for group in _groups(known) if group.n_shared]
     shortest = min(shared, key=lambda group: len(group.rows[0].token_ids), default=_Group(0, []))
     return [*shortest.rows[:2], *by_length[:2]]
 
@@ -223,8 +260,8 @@ def _packed(groups: Sequence[_Group]) -> TrainingPass:
             group_of += [n_group] * len(ids)
             group_of_shared += [n_group if is_shared else -1] * len(ids)
             n_rows += 1
-    soft = soft_part([(row.soft, row.weights) for group in groups for row in group.rows])
-    return _pass_of(token_ids, positions, targets, _visible(row_of, group_of, group_of_shared), soft)
+    taught = [(row.soft, row.weights) for group in groups for row in group.rows]
+    return _pass_of(token_ids, positions, targets, _visible(row_of, group_of, group_of_shared), taught)
 
 
 def _visible(row_of: list[int], group_of: list[int], group_of_shared: list[int]) -> Bool[Tensor, "pos pos"]:
@@ -238,7 +275,7 @@ def _pass_of(
     positions: list[int],
     targets: list[tuple[int, int, float]],
     visible: Bool[Tensor, "pos pos"],
-    soft: SoftPart | None,
+    taught: Sequence[tuple[Taught | None, Sequence[float]]],
 ) -> TrainingPass:
     where, what, weights = zip(*targets, strict=True)
     return TrainingPass(
@@ -249,12 +286,14 @@ def _pass_of(
         target_positions=torch.tensor(where),
         target_ids=torch.tensor(what),
         target_weights=torch.tensor(weights),
-        soft=soft,
+        soft=soft_part(taught),
+        chunks=chunk_part(taught),
     )
 
 
 def _padded(rows: Sequence[TrainingRow], pad_id: int) -> TrainingPass:
     length = max(len(row.token_ids) for row in rows)
+    taught = [(row.soft, row.weights) for row in rows]
     input_ids = torch.full((len(rows), length), pad_id)
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
     targets: list[tuple[int, int, int]] = []
@@ -274,5 +313,6 @@ def _padded(rows: Sequence[TrainingRow], pad_id: int) -> TrainingPass:
         target_positions=target_positions,
         target_ids=target_ids,
         target_weights=torch.tensor(weights),
-        soft=soft_part([(row.soft, row.weights) for row in rows]),
+        soft=soft_part(taught),
+        chunks=chunk_part(taught),
     )

@@ -7,7 +7,7 @@ run that was killed continues from its checkpoint to the same weights.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,14 +20,18 @@ from transformers import get_scheduler
 
 from transfuse.errors import TrainingError
 from transfuse.train.batches import (
+    LazyRows,
+    Rows,
     TrainingPass,
     TrainingRow,
     packed_passes,
     padded_passes,
     plan_epoch,
+    row_lengths,
 )
 from transfuse.train.checkpoints import load_checkpoint, save_checkpoint
-from transfuse.train.objective import AnswerLoss, move_pass, why_not_packed
+from transfuse.train.chunked_head import CHUNK_BYTES, find_head
+from transfuse.train.objective import AnswerLoss, move_pass, why_not_chunked, why_not_packed
 from transfuse.train.settings import TrainSettings
 from transfuse.train.soft_targets import refuse_uneven_targets
 from transfuse.train.trackers import Trackers
@@ -79,7 +83,7 @@ class TrainingSummary:
 
 def train(
     model: nn.Module,
-    rows: Sequence[TrainingRow],
+    rows: Rows,
     settings: TrainSettings,
     *,
     seed: int,
@@ -96,7 +100,8 @@ def train(
 
     Args:
         model: a causal language model of transformers, or one wrapped by PEFT; trained weights in float32.
-        rows: at least one; every process is given all of them.
+        rows: at least one; every process is given all of them. Those that are made when asked for (`LazyRows`) are
+            made as steps come to them, and checked then.
         settings: see `TrainSettings`.
         seed: of the order of rows and of dropout.
         compute_dtype: bfloat16 for autocast, float32 for none.
@@ -113,11 +118,12 @@ def train(
             checkpoint stays in `folder`).
         RunFolderError: the checkpoint cannot be written.
     """
-    if not rows:
+    if not len(rows):
         raise TrainingError(
             "expected training rows, got none; check the scale, the kept-out share and max_length_tokens."
         )
-    refuse_uneven_targets([(row.n_learned, row.soft) for row in rows])
+    if not isinstance(rows, LazyRows):
+        refuse_uneven_targets([(row.n_learned, row.soft) for row in rows])
     accelerator = Accelerator(mixed_precision="no", cpu=_device_of(model).type == "cpu")
     run = _Run(model, rows, settings, seed, compute_dtype, pad_id, folder, accelerator)
     trackers = Trackers(
@@ -151,7 +157,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        rows: Sequence[TrainingRow],
+        rows: Rows,
         settings: TrainSettings,
         seed: int,
         compute_dtype: torch.dtype,
@@ -160,6 +166,7 @@ class _Run:
         accelerator: Accelerator,
     ) -> None:
         self._rows, self._settings, self._seed, self._pad_id = rows, settings, seed, pad_id
+        self._lengths = row_lengths(rows)
         self._model, self._accelerator = model, accelerator
         self._checkpoint = folder / "checkpoint"
         if settings.gradient_checkpointing:
@@ -167,21 +174,22 @@ class _Run:
             if hasattr(model, "enable_input_require_grads"):
                 model.enable_input_require_grads()  # type: ignore[operator]
         objective = AnswerLoss(model, compute_dtype)
-        is_packed, warnings = _choose_packing(objective, rows, settings, pad_id, accelerator.device)
+        warnings = _choose_head(objective, rows, settings, pad_id, accelerator.device)
+        is_packed, packing_warnings = _choose_packing(objective, rows, settings, pad_id, accelerator.device)
         batches = math.ceil(len(rows) / settings.batch_rows)
         self._steps_per_epoch = math.ceil(batches / settings.gradient_accumulation)
         self.summary = TrainingSummary(
             n_rows=len(rows),
             n_steps=self._steps_per_epoch * settings.n_epochs,
             is_packed=is_packed,
-            warnings=warnings,
+            warnings=[*warnings, *packing_warnings],
         )
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._weights,
             lr=settings.peak_learning_rate,
             weight_decay=settings.weight_decay,
-            betas=(0.9, 0.999),
+            betas=settings.betas,
         )
         schedule = get_scheduler(
             settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
@@ -260,13 +268,17 @@ class _Run:
         epoch, within = divmod(step, self._steps_per_epoch)
         if self._epoch_plan[0] != epoch:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            lengths = [len(row.token_ids) for row in self._rows]
             by_length = not self.summary.is_packed
-            plan = plan_epoch(lengths, self._settings.batch_rows, by_length=by_length, generator=generator)
+            plan = plan_epoch(
+                self._lengths, self._settings.batch_rows, by_length=by_length, generator=generator
+            )
             self._epoch_plan = (epoch, plan)
         n_batches = self._settings.gradient_accumulation
         batches = self._epoch_plan[1][within * n_batches : (within + 1) * n_batches]
-        return [self._rows[index] for batch in batches for index in batch]
+        members = [self._rows[index] for batch in batches for index in batch]
+        if isinstance(self._rows, LazyRows):
+            refuse_uneven_targets([(row.n_learned, row.soft) for row in members])
+        return members
 
     def _backward(self, members: list[TrainingRow], total_weight: float) -> float:
         """Add up the gradients of a step; its mean loss per target token over all processes, in nats."""
@@ -311,9 +323,33 @@ class _Run:
         )
 
 
+def _choose_head(
+    objective: AnswerLoss, rows: Rows, settings: TrainSettings, pad_id: int, device: torch.device
+) -> list[str]:
+    """Run head and loss in chunks where settings and model allow it; a warning where `auto` falls back."""
+    found = find_head(objective.model)
+    longest = max(row_lengths(rows))
+    n_targets = max(longest, min(settings.max_tokens_per_pass, settings.batch_rows * longest))
+    n_vocab = _n_logits(objective.model)
+    if settings.head == "whole" or (settings.head == "auto" and 4 * n_vocab * n_targets <= CHUNK_BYTES):
+        return []
+    reason = found if isinstance(found, str) else why_not_chunked(objective, found, rows, pad_id, device)
+    if not isinstance(found, str) and not reason:
+        objective.use_chunks(found)
+        return []
+    if settings.head == "chunked":
+        raise TrainingError(f"train.head is 'chunked', but {reason}; set it to auto or whole.")
+    return [f"Logits of whole passes were held in memory, since {reason}."]
+
+
+def _n_logits(model: nn.Module) -> int:
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    return int(base.config.get_text_config().vocab_size)
+
+
 def _choose_packing(
     objective: AnswerLoss,
-    rows: Sequence[TrainingRow],
+    rows: Rows,
     settings: TrainSettings,
     pad_id: int,
     device: torch.device,

@@ -13,7 +13,7 @@ from torch import Tensor
 from transfuse.errors import TrainingError
 from transfuse.io.files import atomic_file
 from transfuse.train.batches import TrainingRow
-from transfuse.train.soft_targets import SoftTargets, refuse_uneven_targets
+from transfuse.train.soft_targets import ChunkTargets, SoftTargets, Taught, refuse_uneven_targets
 from transfuse.types import Dropped
 
 FORMAT = "transfuse-rows-1"
@@ -28,11 +28,12 @@ def save_rows(path: Path, rows: Sequence[TrainingRow], dropped: Sequence[Dropped
         dropped: what was left out while the rows were made; kept beside them.
 
     Raises:
-        TrainingError: soft targets do not fit their rows, or keep different numbers of tokens.
+        TrainingError: soft targets do not fit their rows, keep different numbers of tokens, or are of a kind that
+            the file has no room for.
         RunFolderError: the file cannot be written, or the disk is full.
     """
     refuse_uneven_targets([(row.n_learned, row.soft) for row in rows])
-    soft = [row.soft for row in rows if row.soft is not None]
+    soft = [_plain_targets(row.soft) for row in rows if row.soft is not None]
     tensors = {
         "token_ids": torch.tensor([token for row in rows for token in row.token_ids], dtype=torch.int32),
         "counts": torch.tensor(
@@ -44,7 +45,10 @@ def save_rows(path: Path, rows: Sequence[TrainingRow], dropped: Sequence[Dropped
         ).reshape(-1, 4),
         "settings": torch.tensor(
             [
-                [row.question_weight, *((0.0, 0.0) if row.soft is None else tuple(row.soft)[2:])]
+                [
+                    row.question_weight,
+                    *((0.0, 0.0) if row.soft is None else (row.soft.temperature, row.soft.hard_weight)),
+                ]
                 for row in rows
             ],
             dtype=torch.float64,
@@ -83,6 +87,15 @@ def load_rows(path: Path) -> tuple[list[TrainingRow], list[Dropped]]:
             f"{path}: expected rows as this version writes them ({FORMAT}), got '{err}'; "
             "delete the file to make them afresh."
         ) from err
+
+
+def _plain_targets(taught: Taught) -> SoftTargets:
+    if isinstance(taught, ChunkTargets) or taught.divergence != "forward-kl" or taught.is_taught is not None:
+        raise TrainingError(
+            "saved rows: expected soft targets by forward-kl at every learned position, got others; keep those in a "
+            "file of their own."
+        )
+    return taught
 
 
 def _rows(tensors: dict[str, Tensor]) -> list[TrainingRow]:

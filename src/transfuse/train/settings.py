@@ -10,6 +10,9 @@ DEFAULT_LEARNING_RATE: dict[str, float] = {"lora": 1e-3, "full": 1e-4}
 """Peak learning rate where the recipe names none."""
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class LoraSettings(StrictModel):
     """Shape of the low-rank adapter (PEFT's `LoraConfig`)."""
 
@@ -42,11 +45,16 @@ class TrainSettings(StrictModel):
     packing: Literal["auto", "on", "off"] = "auto"
     """Records of a batch laid end to end without padding, their common beginning computed once. `auto` tries
     it on the model and falls back to padded batches of like length where the results differ."""
+    head: Literal["auto", "chunked", "whole"] = "auto"
+    """Output head and loss on a few positions at a time, so that full logits never exist. `auto` does so where they
+    are large, tries it on the model, and falls back where the results differ."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps in which the learning rate rises."""
     weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+    """How much of AdamW's running means of gradients, and of their squares, each step keeps."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients of a greater norm are scaled down to it."""
     max_length_tokens: PositiveInt | None = None
