@@ -91,7 +91,7 @@ def test_what_was_written_is_read(tmp_path):
         np.testing.assert_array_equal(back.token_ids, put.token_ids)
         np.testing.assert_array_equal(back.ends, put.ends)
         np.testing.assert_array_equal(back.top_ids, put.top_ids)
-        bits = cache.header.value_bits
+        bits = cache.header.layout.observed_bits
         seen = ~np.isnan(put.observed_log_probs)
         np.testing.assert_array_equal(np.isnan(back.observed_log_probs), ~seen)
         errors = np.abs(back.observed_log_probs - put.observed_log_probs)[seen]

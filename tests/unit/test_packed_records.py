@@ -104,7 +104,7 @@ def test_records_come_back_valid_and_within_the_bound(n_vocab, k, bits, seed):
     np.testing.assert_array_equal(back.top_ids, records.top_ids)
     observed = records.observed_log_probs if bits == 32 else records.observed_log_probs.clip(FLOOR_NATS)
     errors = np.abs(back.observed_log_probs - observed)
-    assert (errors <= rounding_nats(observed, bits) + FLOAT32_NATS).all()
+    assert (errors <= rounding_nats(observed, layout.observed_bits) + FLOAT32_NATS).all()
     total = np.exp(back.top_log_probs).sum(axis=1) + np.exp(back.tail_log_probs)
     np.testing.assert_allclose(total, 1, atol=2e-6)
     before = np.column_stack([records.top_log_probs, records.tail_log_probs])
@@ -126,10 +126,14 @@ def test_counts_of_draws_come_back_exactly():
     assert (back.tail_log_probs == -np.inf).all()
 
 
-@pytest.mark.parametrize(("n_vocab", "bits", "size"), [(262144, 9, 39), (49152, 10, 38)])
-def test_at_ten_kept_tokens_a_record_leaves_room_within_forty_bytes(n_vocab, bits, size):
+@pytest.mark.parametrize(
+    ("n_vocab", "bits", "observed_bits", "size"), [(262144, 9, 9, 39), (49152, 10, 12, 38)]
+)
+def test_at_ten_kept_tokens_a_record_leaves_room_within_forty_bytes(n_vocab, bits, observed_bits, size):
     assert widest_value_bits(n_vocab, 10) == bits
-    assert RecordLayout(n_vocab, 10, bits).record_bytes == size
+    layout = RecordLayout(n_vocab, 10, bits)
+    assert (layout.observed_bits, layout.record_bytes) == (observed_bits, size)
+    assert RecordLayout(n_vocab, 10, 32).observed_bits == 32
 
 
 def test_without_kept_tokens_a_record_holds_the_observed_one_only():

@@ -58,7 +58,7 @@ class RecordLayout:
     k: int
     """Kept tokens; with none, there is no tail either."""
     value_bits: int
-    """Of a log-probability: 8 to 16, or 32 for float32 itself."""
+    """Of a log-probability: 8 to 16, or 32 for float32 itself; the observed one has also what its last byte leaves."""
     is_sampled: bool = False
     """Whether kept tokens are draws: their log-probability is log(count / k), kept exactly as the count, and nothing
     is left for a tail."""
@@ -91,14 +91,23 @@ class RecordLayout:
     @property
     def widths(self) -> tuple[int, ...]:
         """Bits of each field: id, length, observed value, tail if there is one, kept ids, kept values."""
-        tail = (self.value_bits,) if self.has_tail else ()
-        kept = (self.id_bits,) * self.k + (self.kept_bits,) * self.k
-        return (self.id_bits, LENGTH_BITS, self.value_bits, *tail, *kept)
+        return (self.id_bits, LENGTH_BITS, self.observed_bits, *self._kept_widths)
+
+    @property
+    def observed_bits(self) -> int:
+        """Bits of the observed log-probability, at most 16 unless all have 32: losses are summed over many."""
+        spare = -(self.id_bits + LENGTH_BITS + self.value_bits + sum(self._kept_widths)) % 8
+        return max(self.value_bits, min(self.value_bits + spare, MAX_VALUE_BITS))
 
     @property
     def record_bytes(self) -> int:
         """Bytes of a record."""
         return -(-sum(self.widths) // 8)
+
+    @property
+    def _kept_widths(self) -> tuple[int, ...]:
+        tail = (self.value_bits,) if self.has_tail else ()
+        return (*tail, *(self.id_bits,) * self.k, *(self.kept_bits,) * self.k)
 
 
 def widest_value_bits(n_vocab: int, k: int, *, is_sampled: bool = False) -> int:
@@ -137,7 +146,7 @@ def encode_records(layout: RecordLayout, records: TokenRecords) -> UInt8[np.ndar
     fields = [
         records.token_ids,
         np.minimum(records.lengths, LONG),
-        encode_log_probs(records.observed_log_probs, bits),
+        encode_log_probs(records.observed_log_probs, layout.observed_bits),
     ]
     if layout.has_tail:
         fields.append(encode_log_probs(records.tail_log_probs, bits))
@@ -165,7 +174,7 @@ def decode_records(layout: RecordLayout, records: UInt8[np.ndarray, "tokens size
     """
     fields = unpack_fields(records, layout.widths)
     ids, lengths = fields[0].astype(np.int32), fields[1].astype(np.int32)
-    observed = decode_log_probs(fields[2], layout.value_bits)
+    observed = decode_log_probs(fields[2], layout.observed_bits)
     rest = fields[3 + layout.has_tail :]
     n = len(records)
     top_ids = np.empty((n, layout.k), dtype=np.int32)
