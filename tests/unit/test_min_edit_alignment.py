@@ -62,7 +62,7 @@ def test_of_equal_ways_both_sides_go_before_the_source_and_the_source_before_the
     assert as_lists(["a", "b"], ["a", "b"]) == [[0], [1]]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(TOKENS, TOKENS)
 def test_equal_to_one_cell_after_the_other(source, target):
     assert as_lists(source, target) == matches_cell_by_cell(source, target)

@@ -104,7 +104,7 @@ def test_a_side_that_kept_nothing_makes_one_chunk():
     assert len(align_states(ends(2, 5), ends()).source_state) == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(two_cuts())
 def test_states_equal_those_found_one_by_one(cuts):
     source, target = cuts
@@ -114,7 +114,7 @@ def test_states_equal_those_found_one_by_one(cuts):
     assert states.is_one_to_one.tolist() == single
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(two_cuts())
 def test_chunks_tile_both_sides_cut_cleanly_and_cannot_be_shorter(cuts):
     source, target = cuts

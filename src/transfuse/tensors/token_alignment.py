@@ -84,19 +84,15 @@ def align_chunks(source_ends: Int[np.ndarray, " source"], target_ends: Int[np.nd
         ValueError: ends fall, or the two are not of one text.
     """
     _check(source_ends, target_ends)
-    target_cuts = target_ends[_is_last_of_its_end(target_ends)]
-    place = np.searchsorted(source_ends, target_cuts, side="right")
-    is_common = (place > 0) & (source_ends[place - 1] == target_cuts) if len(source_ends) else place > 0
-    source_end, target_end = (
-        place[is_common],
-        np.searchsorted(target_ends, target_cuts[is_common], side="right"),
-    )
-    n_leading = (
-        np.searchsorted(source_ends, 0, side="right"),
-        np.searchsorted(target_ends, 0, side="right"),
-    )
-    if (n_leading[0] == 0) != (n_leading[1] == 0):
-        source_end, target_end = np.append(n_leading[0], source_end), np.append(n_leading[1], target_end)
+    target_end = np.flatnonzero(_is_last_of_its_end(target_ends)) + 1
+    cuts = target_ends[target_end - 1]
+    source_end = np.searchsorted(source_ends, cuts, side="right")
+    is_common = source_end > 0
+    is_common[is_common] = source_ends[source_end[is_common] - 1] == cuts[is_common]
+    source_end, target_end = source_end[is_common], target_end[is_common]
+    leading = [int(np.searchsorted(ends, 0, side="right")) for ends in (source_ends, target_ends)]
+    if (leading[0] == 0) != (leading[1] == 0):
+        source_end, target_end = np.append(leading[0], source_end), np.append(leading[1], target_end)
     covered = (source_end[-1], target_end[-1]) if len(source_end) else (0, 0)
     if covered != (len(source_ends), len(target_ends)):
         source_end = np.append(source_end, len(source_ends))
