@@ -1,7 +1,8 @@
 """Time and memory of the streamed sensitivity engine.
 
-    python benchmarks/streamed_sensitivity.py --real
+    python benchmarks/streamed_sensitivity.py --real [--precision bfloat16]
     python benchmarks/streamed_sensitivity.py --large --folder /tmp/llama-7b-shape [--layers 32] [--extract] [--keep]
+        [--precision bfloat16]
 
 - `--real`: SmolLM2-135M as a float32 folder, 32 samples of 64 tokens, streamed and in memory, each in a process of
   its own, in turns; times with loading the model and without, peak resident memory.
@@ -138,7 +139,7 @@ class Nothing:
         self.seconds += time.perf_counter() - started
 
 
-def run_here(engine: str, folder: Path, *, extract: bool) -> None:
+def run_here(engine: str, folder: Path, dtype: torch.dtype, *, extract: bool) -> None:
     """Run one engine in this process and print its figures as JSON."""
     rows = random_rows(LARGE.vocab_size) if engine == "large" else text_rows(folder)
     started, started_cpu = time.perf_counter(), time.process_time()
@@ -155,10 +156,12 @@ def run_here(engine: str, folder: Path, *, extract: bool) -> None:
     summary: SensitivitySummary
     if engine == "memory":
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         summary = memory_sensitivity(model, rows, consumer, names=NAMES, on_progress=progress)
     else:
-        summary = streamed_sensitivity(folder, rows, consumer, names=NAMES, work=work, on_progress=progress)
+        summary = streamed_sensitivity(
+            folder, rows, consumer, names=NAMES, work=work, compute_dtype=dtype, on_progress=progress
+        )
     shutil.rmtree(work, ignore_errors=True)
     by_stage: dict[str, list[tuple[float, float]]] = {}
     for (before, cpu_before, _), (after, cpu_after, what) in pairwise(stages):
@@ -182,14 +185,23 @@ def run_here(engine: str, folder: Path, *, extract: bool) -> None:
     print(json.dumps(figures))
 
 
-def run_apart(engine: str, folder: Path, *, extract: bool = False) -> dict:
+def run_apart(engine: str, folder: Path, precision: str, *, extract: bool = False) -> dict:
     """The figures of one engine in a process of its own."""
-    command = [sys.executable, __file__, "--engine", engine, "--folder", str(folder)]
+    command = [
+        sys.executable,
+        __file__,
+        "--engine",
+        engine,
+        "--folder",
+        str(folder),
+        "--precision",
+        precision,
+    ]
     done = subprocess.run([*command, *(["--extract"] if extract else [])], stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 
-def real(n_rounds: int) -> None:
+def real(n_rounds: int, precision: str) -> None:
     """Compare both engines on SmolLM2-135M."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "smollm2-135m"
@@ -199,9 +211,9 @@ def real(n_rounds: int) -> None:
         figures: dict[str, list[dict]] = {"memory": [], "streamed": []}
         for _ in range(n_rounds):
             for engine, found in figures.items():
-                found.append(run_apart(engine, folder))
+                found.append(run_apart(engine, folder, precision))
                 print(engine, json.dumps(found[-1]), flush=True)
-    print(f"\n{hardware_text()}; float32; {N_SAMPLES} samples of {SAMPLE_TOKENS} tokens")
+    print(f"\n{hardware_text()}; {precision}; {N_SAMPLES} samples of {SAMPLE_TOKENS} tokens")
     print("| engine | engine | with loading | peak resident memory |\n|---|---|---|---|")
     for engine, found in figures.items():
         seconds, whole, peak = (
@@ -213,7 +225,7 @@ def real(n_rounds: int) -> None:
         print(f"streamed / memory, {key}: {ratio:.2f}")
 
 
-def large(folder: Path, n_layers: int, *, extract: bool, keep: bool) -> None:
+def large(folder: Path, n_layers: int, precision: str, *, extract: bool, keep: bool) -> None:
     """Stream a Llama of 7B shape."""
     config = LlamaConfig(**{**LARGE.to_dict(), "num_hidden_layers": n_layers})
     n_bytes = 2 * (n_layers * 202_400_000 + 2 * 32000 * 4096)
@@ -224,11 +236,11 @@ def large(folder: Path, n_layers: int, *, extract: bool, keep: bool) -> None:
         write_large(folder, config)
     try:
         n_on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        figures = run_apart("large", folder, extract=extract)
+        figures = run_apart("large", folder, precision, extract=extract)
     finally:
         if not keep:
             shutil.rmtree(folder)
-    print(f"{hardware_text()}; {n_layers} layers, {n_on_disk / 2**30:.2f} GiB of weights")
+    print(f"{hardware_text()}; {precision}; {n_layers} layers, {n_on_disk / 2**30:.2f} GiB of weights")
     print(json.dumps(figures, indent=1))
     print(f"bytes read / bytes on disk: {figures['bytes_read'] / n_on_disk:.3f}")
     for kind in ("median_stage_seconds", "median_stage_cpu_seconds"):
@@ -247,16 +259,24 @@ def main() -> None:
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--extract", action="store_true")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--engine", choices=["memory", "streamed", "large"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.engine:
-        run_here(arguments.engine, arguments.folder, extract=arguments.extract)
+        dtype = getattr(torch, arguments.precision)
+        run_here(arguments.engine, arguments.folder, dtype, extract=arguments.extract)
     elif arguments.large and arguments.folder:
-        large(arguments.folder, arguments.layers, extract=arguments.extract, keep=arguments.keep)
+        large(
+            arguments.folder,
+            arguments.layers,
+            arguments.precision,
+            extract=arguments.extract,
+            keep=arguments.keep,
+        )
     elif arguments.real:
-        real(arguments.rounds)
+        real(arguments.rounds, arguments.precision)
     else:
         parser.error("expected --real, or --large with --folder")
 

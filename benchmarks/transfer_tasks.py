@@ -1,56 +1,80 @@
 """Tables 1 and 2 of "Seeking Neural Nuggets" in miniature: teacher parameters against controls, per and across tasks.
 
     python benchmarks/transfer_tasks.py --data DATA/tasks --teacher PAIR/teacher --student PAIR/student --out runs/tasks
+        [--across] [--jobs 12]
 
 For every task: seed samples of the task, its training samples, held-out samples of the same form; the method and
-all controls, each with its own learning-rate sweep, several seeds. Then, across tasks: factors extracted with another
-task's samples, trained and measured on this one, at the learning rate that the method chose. Every run is a run folder
-of `transfuse transfer`, so that a killed benchmark goes on where it stopped; `--table` prints what is there.
+all controls, each with its own learning-rate sweep, several seeds. With `--across` also factors extracted with another
+task's samples, trained and measured on this one, likewise swept. The arms are trained side by side by `--jobs`
+processes, each in a run folder of its own under `parts`, and then gathered in one run folder of `transfuse transfer` a
+task, whose report and page compare them. A killed benchmark goes on where it stopped; `--table` prints what is there.
 """
 
 import argparse
+import contextlib
 import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from transfuse.evaluate.tasks import answer_bits_per_byte, bits_difference, score_difference, task_estimates
+from transfuse.io.hardware import hardware_text
 from transfuse.io.jsonl import read_jsonl, write_jsonl
+from transfuse.io.run_folder import open_run
+from transfuse.recipes.progress import Display
 from transfuse.recipes.schema import make_recipe
-from transfuse.recipes.transfer import run_transfer
-from transfuse.recipes.transfer_schema import BUILT_IN_CONTROLS, TransferRecipe
+from transfuse.recipes.transfer import run_transfer, starts_of, train_arms
+from transfuse.recipes.transfer_extraction import extract, finished_extraction
+from transfuse.recipes.transfer_lessons import make_lessons
+from transfuse.recipes.transfer_measure import Measured, load_measured, read_questions
+from transfuse.recipes.transfer_schema import BUILT_IN_CONTROLS, Control, TransferRecipe
 from transfuse.report import write_page
+from transfuse.types import Estimate
 
 TASKS = ("gsm8k", "mmlu", "super_ni")
+ARMS: tuple[Control, ...] = ("parametric", *BUILT_IN_CONTROLS)
 
 
-def split_task(data: Path, task: str, n_eval: int, out: Path) -> tuple[Path, Path]:
-    """Training and eval files of a task: the last samples of the training file are held out."""
+def split_task(data: Path, task: str, n_eval: int, out: Path) -> None:
+    """Write training and eval files of a task: the last samples of the training file are held out."""
     rows = [line.value for line in read_jsonl(data / task / "train_1000.jsonl")]
-    train, held_out = out / f"{task}.train.jsonl", out / f"{task}.eval.jsonl"
-    write_jsonl(train, rows[:-n_eval])
-    write_jsonl(held_out, rows[-n_eval:])
-    return train, held_out
+    write_jsonl(out / f"{task}.train.jsonl", rows[:-n_eval])
+    write_jsonl(out / f"{task}.eval.jsonl", rows[-n_eval:])
 
 
 def recipe_of(options: argparse.Namespace, seeds_of: str, task: str, **more: Any) -> TransferRecipe:
     """The recipe of one run."""
-    train, held_out = split_task(options.data, task, options.n_eval, options.out)
     tree = {
         "kind": "transfer",
         "teacher": str(options.teacher),
         "student": str(options.student),
         "seed": 17,
         "task": str(options.data / seeds_of / "seed_32.jsonl"),
-        "train_file": str(train),
-        "eval_file": str(held_out),
+        "train_file": str(options.out / f"{task}.train.jsonl"),
+        "eval_file": str(options.out / f"{task}.eval.jsonl"),
         "n_train": options.n_train,
         "n_seeds": options.n_seeds,
+        "learning_rates": options.rates,
+        "precision": options.precision,
         "extract": {"reduce": options.reduce},
         "sensitivity": {"max_length_tokens": options.max_length},
-        "evaluate": {"generate": options.generate, "max_new_tokens": 200},
+        "evaluate": {
+            "generate": task in options.generate,
+            "max_new_tokens": options.max_new_tokens,
+        },
         "train": {
             "n_epochs": options.epochs,
             "batch_rows": 16,
             "max_length_tokens": options.max_length,
+            "max_tokens_per_pass": options.max_tokens_per_pass,
             "lora": {"rank": 16, "alpha": 16, "dropout": 0.05},
         },
         **more,
@@ -60,45 +84,149 @@ def recipe_of(options: argparse.Namespace, seeds_of: str, task: str, **more: Any
     return recipe
 
 
+def extract_for(options: argparse.Namespace, task: str) -> None:
+    """The factors that a task's seed samples choose, and the random block beside them."""
+    recipe = recipe_of(options, task, task, controls=list(BUILT_IN_CONTROLS))
+    folder = extraction_of(options, task)
+    with logged(options, folder.name), open_run(folder, recipe.model_dump(mode="json")) as run:
+        extract(recipe, run, Display())
+
+
+def recipe_from(options: argparse.Namespace, seeds_of: str, task: str) -> TransferRecipe:
+    """The recipe of all arms of a task, from a finished extraction."""
+    done = str(extraction_of(options, seeds_of))
+    return recipe_of(options, seeds_of, task, controls=list(BUILT_IN_CONTROLS), extraction=done)
+
+
+def train_one(options: argparse.Namespace, seeds_of: str, task: str, arm: Control) -> None:
+    """One arm's sweep and seeds, in a run folder of its own."""
+    recipe, folder = recipe_from(options, seeds_of, task), part_of(options, seeds_of, task, arm)
+    display = Display()
+    with logged(options, folder.name), open_run(folder, recipe.model_dump(mode="json")) as run:
+        starts = starts_of(finished_extraction(extraction_of(options, seeds_of)), None)
+        lessons = make_lessons(recipe, run, display)
+        train_arms(recipe, run, display, read_questions(recipe), lessons, starts, [arm])
+
+
+def gather(options: argparse.Namespace, task: str) -> None:
+    """One run folder of all arms of a task: their stages are found there and used again."""
+    recipe, out = recipe_from(options, task, task), options.out / task
+    if not (out / "report.json").is_file():
+        with open_run(out, recipe.model_dump(mode="json")):
+            for arm in ARMS:
+                for kind in ("arms", "measured"):
+                    shutil.copytree(part_of(options, task, task, arm) / kind, out / kind, dirs_exist_ok=True)
+    with logged(options, f"gather-{task}"):
+        run_transfer(recipe, out, overwrite=False, command=" ".join(sys.argv))
+        write_page(out)
+
+
+def extraction_of(options: argparse.Namespace, task: str) -> Path:
+    """Run folder of a task's extraction."""
+    return options.out / "parts" / f"extract-{task}"
+
+
+def part_of(options: argparse.Namespace, seeds_of: str, task: str, arm: str) -> Path:
+    """Run folder of one arm."""
+    return options.out / "parts" / (f"{task}-{arm}" if seeds_of == task else f"{seeds_of}-to-{task}")
+
+
+@contextlib.contextmanager
+def logged(options: argparse.Namespace, name: str) -> Iterator[None]:
+    """While in the block, what is printed goes into a file of that name; how long it took is printed."""
+    started = time.monotonic()
+    path = options.out / "logs" / f"{name}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+        yield
+    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def set_threads(n_threads: int) -> None:
+    """Share the cores among the processes."""
+    torch.set_num_threads(n_threads)
+
+
 def run_all(options: argparse.Namespace) -> None:
     """All runs that are asked for."""
     options.out.mkdir(parents=True, exist_ok=True)
     for task in options.tasks:
-        out = options.out / f"{task}"
-        more = {"controls": list(BUILT_IN_CONTROLS), "learning_rates": options.rates}
-        run_transfer(recipe_of(options, task, task, **more), out, overwrite=False, command="benchmark")
-        write_page(out)
-        best = json.loads((out / "report.json").read_text())["arms"][0]["learning_rate"]
-        for other in options.tasks if options.across else ():
-            if other != task:
-                recipe = recipe_of(options, other, task, learning_rates=[best])
-                run_transfer(recipe, options.out / f"{other}-to-{task}", overwrite=False, command="benchmark")
+        split_task(options.data, task, options.n_eval, options.out)
+    n_threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    pairs = [(source, task) for source in options.tasks for task in options.tasks if source != task]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), set_threads, (n_threads,)) as pool:
+        wait([pool.submit(extract_for, options, task) for task in options.tasks])
+        arms = [pool.submit(train_one, options, task, task, arm) for arm in ARMS for task in options.tasks]
+        across = [pool.submit(train_one, options, *pair, "parametric") for pair in pairs if options.across]
+        wait(arms)
+        wait([*across, *(pool.submit(gather, options, task) for task in options.tasks)])
+
+
+def wait(running: list[Future[None]]) -> None:
+    """Until all are done; the first error ends the benchmark."""
+    for each in running:
+        each.result()
 
 
 def table(options: argparse.Namespace) -> None:
     """What the run folders hold."""
-    for folder in sorted(options.out.iterdir()):
-        if not (folder / "report.json").is_file():
+    print(f"{hardware_text()}; teacher {options.teacher}, student {options.student}")
+    for task in TASKS:
+        path = options.out / task / "report.json"
+        if not path.is_file():
             continue
-        report = json.loads((folder / "report.json").read_text())
-        print(f"\n{folder.name}")
+        report = json.loads(path.read_text())
+        print(f"\n{task}")
         for row in report["rows"]:
-            cells = [
-                f"{name} {value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}] n={value['n']}"
-                for name, value in row["metrics"].items()
-            ]
+            cells = [f"{name} {told(Estimate(**value))}" for name, value in row["metrics"].items()]
             print(f"  {row['name']:22} {'; '.join(cells)}")
         for each in report["comparisons"]:
-            found = each["difference"]
             print(
-                f"  {each['method']} - {each['against']:20} {each['metric']:24} {found['value']:+.4f} "
-                f"[{found['low']:+.4f}, {found['high']:+.4f}]  {each['verdict']}"
+                f"  {each['method']} - {each['against']:20} {each['metric']:24} "
+                f"{told(Estimate(**each['difference']), '+')}  {each['verdict']}"
             )
         for arm in report["arms"]:
             tried = ", ".join(
                 f"{t['learning_rate']:g}: {t['development_bits_per_byte'] or 0:.4f}" for t in arm["tried"]
             )
             print(f"  lr of {arm['name']}: {arm['learning_rate']:g} ({tried})")
+        print_across(options, task)
+
+
+def print_across(options: argparse.Namespace, task: str) -> None:
+    """Factors of other tasks on this one, against the task's own and against plain LoRA."""
+    runs = {
+        source: seeds_measured(part_of(options, source, task, "parametric"))
+        for source in TASKS
+        if part_of(options, source, task, "parametric").is_dir()
+    }
+    plain = seeds_measured(part_of(options, task, task, "lora"))
+    for source, seeds in runs.items():
+        losses = [each.losses for each in seeds]
+        cells = [f"bits_per_byte {told(answer_bits_per_byte([loss for one in losses for loss in one], 17))}"]
+        for name, other in (("lora", plain), ("own", runs[task])):
+            if other is not seeds:
+                cells.append(
+                    f"- {name} {told(bits_difference(losses, [each.losses for each in other], 17), '+')}"
+                )
+        if all(each.answers for each in seeds) and task == "mmlu":
+            pooled = [answer for each in seeds for answer in each.answers]
+            cells.append(f"accuracy {told(task_estimates(pooled, 'choice', 17)['accuracy'])}")
+            against = score_difference([e.answers for e in seeds], [e.answers for e in plain], "accuracy", 17)
+            cells.append(f"- lora {told(against, '+')}")
+        print(f"  parameters by {source:9} {'; '.join(cells)}")
+
+
+def seeds_measured(folder: Path) -> list[Measured]:
+    """What a part's seeds gave on the held-out samples."""
+    return [load_measured(each) for each in sorted((folder / "measured").glob("*-seed-*"))]
+
+
+def told(found: Estimate, sign: str = "") -> str:
+    """An estimate with its interval."""
+    if found.value is None:
+        return "none"
+    return f"{found.value:{sign}.4f} [{found.low:{sign}.4f}, {found.high:{sign}.4f}] n={found.n}"
 
 
 def main() -> None:
@@ -110,16 +238,22 @@ def main() -> None:
     parser.add_argument("--teacher")
     parser.add_argument("--student")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--n-train", type=int, default=300)
     parser.add_argument("--n-eval", type=int, default=150)
     parser.add_argument("--n-seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--max-tokens-per-pass", type=int, default=4096)
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--reduce", default="submatrix")
-    parser.add_argument("--generate", action="store_true")
+    parser.add_argument(
+        "--generate", nargs="*", choices=TASKS, default=[], help="tasks whose answers are generated"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--across", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--set", nargs="*")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -6,6 +6,7 @@ with a learning rate of its own.
 """
 
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def run_transfer(recipe: TransferRecipe, out: Path, *, overwrite: bool, command:
             result = make_student(recipe, run, display, extraction)
         elif recipe.train_file is not None:
             carried = carry(recipe, run, display)
-            starts = _starts(extraction, carried)
+            starts = starts_of(extraction, carried)
             lessons = make_lessons(recipe, run, display)
             others = _measure_others(recipe, run, display, questions, carried)
-            arms = _train_arms(recipe, run, display, questions, lessons, starts)
+            arms = train_arms(recipe, run, display, questions, lessons, starts, recipe.arms)
             result = _save_result(arms[0], run)
         report = report_json(
             recipe,
@@ -125,7 +126,8 @@ def _wants_extraction(recipe: TransferRecipe) -> bool:
     return recipe.train_file is None or bool(FROM_BLOCKS & set(recipe.arms))
 
 
-def _starts(extraction: Extraction | None, carried: Carried | None) -> Starts:
+def starts_of(extraction: Extraction | None, carried: Carried | None) -> Starts:
+    """What adapters can start from: extracted factors, a carried delta, both or neither."""
     key: dict[str, str] = {}
     if extraction is not None:
         key["extraction"] = extraction.key
@@ -180,17 +182,34 @@ def _fits(recipe: TransferRecipe, display: Display) -> bool:
     return False
 
 
-def _train_arms(
+def train_arms(
     recipe: TransferRecipe,
     run: RunFolder,
     display: Display,
     questions: Questions | None,
     lessons: Lessons,
     starts: Starts,
+    names: Sequence[Control],
 ) -> list[Arm]:
-    """Each arm tries its learning rates with the first seed, then trains the best with all seeds."""
+    """Each arm tries its learning rates with the first seed, then trains the best with all seeds.
+
+    Args:
+        recipe: names models, settings, learning rates and seeds.
+        run: the run folder; every training and measurement has a stage of its own.
+        display: progress.
+        questions: the eval samples; None measures nothing.
+        lessons: the rows of each kind of teaching.
+        starts: what adapters start from.
+        names: which arms.
+
+    Returns:
+        The arms in the order given.
+
+    Raises:
+        TrainingError: an arm cannot be trained at any of its learning rates.
+    """
     arms: list[Arm] = []
-    for name in recipe.arms:
+    for name in names:
         tried, failed = _sweep(recipe, run, display, name, lessons, starts)
         best = min(tried, key=lambda each: each.told.get("development_bits_per_byte") or 0.0)
         more = [

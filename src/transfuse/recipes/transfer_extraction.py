@@ -15,7 +15,7 @@ from transfuse.io.files import file_sha256, write_json
 from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.memory import available_bytes, peak_gib
 from transfuse.io.models import load_model, load_tokenizer
-from transfuse.io.precision import resolve_precision
+from transfuse.io.precision import resolve_device, resolve_precision
 from transfuse.io.references import resolve_model
 from transfuse.io.run_folder import RunFolder, Stage
 from transfuse.io.task_files import load_tasks
@@ -235,7 +235,8 @@ def _measure(
             names=names,
             work=stage.folder / "work",
             key=stage.key,
-            compute_dtype=resolve_precision(recipe.precision, torch.device("cpu")),
+            compute_dtype=resolve_precision(recipe.precision, resolve_device()),
+            device=None,
             max_length_tokens=limit,
             max_tokens_per_pass=settings.max_tokens_per_pass,
             on_progress=advance,
@@ -259,11 +260,20 @@ def choose_engine(recipe: TransferRecipe, pair: Pair, n_tokens: int) -> tuple[st
         return recipe.sensitivity.engine, "as asked"
     if resolve_model(recipe.teacher).kind in ("gguf", "bundled"):
         return "memory", "a GGUF file is loaded whole"
-    n_parameters, free = parameter_counts(pair.teacher).total, available_bytes()
+    n_parameters, free = parameter_counts(pair.teacher).total, _free_bytes()
     told = "unknown" if free is None else f"{free / 2**30:.1f} GiB"
     n_tokens = min(n_tokens, recipe.sensitivity.max_tokens_per_pass)
     engine = auto_engine(n_parameters, free, activation_bytes(pair.teacher, n_tokens))
     return engine, f"{n_parameters:,} parameters, free memory {told}"
+
+
+def _free_bytes() -> int | None:
+    """Memory where the teacher would be: on the accelerator, which it reaches by way of the machine's own."""
+    free, device = available_bytes(), resolve_device()
+    if device.type != "cuda":
+        return free
+    on_device = torch.cuda.mem_get_info(device)[0]
+    return on_device if free is None else min(free, on_device)
 
 
 def _told(

@@ -140,8 +140,9 @@ def cut_layer(
         blocks: dict[Role, Tensor] = {
             role: _block(weights[_source(role, weights)], parts[role]) for role in here
         }
+        device = blocks[here[0]].device
         for role in module.roles:
-            blocks.setdefault(role, torch.zeros(wanted.student.shape(role)))
+            blocks.setdefault(role, torch.zeros(wanted.student.shape(role), device=device))
         matrix = wanted.student.join(module, blocks) if len(blocks) > 1 else blocks[module.roles[0]]
         modules[module.name] = _factored(matrix, wanted.rank, generator)
     return Variant(parts, modules)
@@ -215,7 +216,7 @@ def _block(
     known = part.rows >= 0
     if bool(known.all()):
         return cut(weight, Cut(part.rows, part.columns)).float()
-    block = torch.zeros(len(part.rows), len(part.columns))
+    block = torch.zeros(len(part.rows), len(part.columns), device=weight.device)
     block[known] = cut(weight, Cut(part.rows[known], part.columns)).float()
     return block
 
