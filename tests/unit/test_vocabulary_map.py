@@ -120,6 +120,14 @@ def test_retokenizing_with_word_pieces_keeps_within_a_word() -> None:
     assert image_of("ß".encode(), target, "retokenize") == (None, -1)
 
 
+def test_retokenizing_knows_added_tokens_by_their_ids() -> None:
+    target = byte_level()
+    target.add_special_tokens({"additional_special_tokens": ["<call>"]})
+    target.add_tokens(["qq"])
+    assert image_of(b"qqx", target, "retokenize") == (b"qq", 1)
+    assert image_of(b"<call>", target, "retokenize") == (b"<", 5)
+
+
 def test_pieces_of_characters_are_retokenized_to_their_first_byte() -> None:
     target = sentence_piece()
     assert image_of(b"\xe2\x80", target, "retokenize") == (b"\xe2", 1)

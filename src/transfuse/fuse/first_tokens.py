@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
-from transfuse.io.token_bytes import tokenizer_family
+from transfuse.io.token_bytes import backend_parts, tokenizer_family
 
 _TEXTS_AT_ONCE = 1 << 13
 
@@ -33,11 +33,11 @@ def first_tokens(
         ModelError: the tokenizer has no fast backend.
     """
     marks_continuations = tokenizer_family(tokenizer) == "wordpiece"
-    content = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    as_is, in_text = _backend(content), _backend(_without_prefix(content))
+    content = backend_parts(tokenizer)
+    in_text = _backend(tokenizer, _without_prefix(content))
     # To a tokenizer that drops spaces its prefix tells where a word begins; to others it is one space more.
     drops_spaces = _has_part(content["pre_tokenizer"], "WhitespaceSplit")
-    at_words = as_is if drops_spaces else in_text
+    at_words = _backend(tokenizer, content) if drops_spaces else in_text
 
     usable = frozenset(id_of.values())
     readable = [text for text in texts if _is_utf8(text)]
@@ -64,9 +64,18 @@ def _first_ids(backend: Tokenizer, texts: Sequence[bytes]) -> dict[bytes, int]:
     return found
 
 
-def _backend(content: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer of one's own, to which control tokens in a text are text."""
-    backend = Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
+def _backend(tokenizer: PreTrainedTokenizerBase, content: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer's model under other normalisers and pre-tokenizers; control tokens in a text are text to it."""
+    whole: Any = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    parts = {name: content[name] for name in ("normalizer", "pre_tokenizer")}
+    blank = json.loads(Tokenizer(models.BPE()).to_str())
+    made = Tokenizer.from_str(json.dumps({**blank, **parts}))
+    backend = Tokenizer(whole.model)  # shared: vocabulary and merges are not copied
+    for name in parts:
+        if getattr(made, name) is not None:
+            setattr(backend, name, getattr(made, name))
+    added = sorted(whole.get_added_tokens_decoder().items())
+    backend.add_tokens([token for _, token in added])  # in the order of ids, as a tokenizer.json is read
     backend.encode_special_tokens = True
     return backend
 

@@ -175,14 +175,14 @@ def _with_rows(mapped: VocabularyMap, n_rows: int) -> VocabularyMap:
     )
 
 
-def _digest(target_ids: np.ndarray, distances: np.ndarray) -> str:
-    return hashlib.sha256(target_ids.tobytes() + distances.tobytes()).hexdigest()
+def _digest(key: str, target_ids: np.ndarray, distances: np.ndarray) -> str:
+    return hashlib.sha256(key.encode() + target_ids.tobytes() + distances.tobytes()).hexdigest()
 
 
 def _write(path: Path, key: str, mapped: VocabularyMap) -> None:
     arrays = {"target_ids": mapped.target_ids, "distances": mapped.distances}
     with atomic_file(path) as temporary:
-        save_file(arrays, temporary, {"key": key, "sha256": _digest(**arrays)})
+        save_file(arrays, temporary, {"sha256": _digest(key, **arrays)})
 
 
 def _read(path: Path, key: str, kind: MapKind) -> VocabularyMap | None:
@@ -193,6 +193,6 @@ def _read(path: Path, key: str, kind: MapKind) -> VocabularyMap | None:
             ids, distances = file.get_tensor("target_ids"), file.get_tensor("distances")
     except (OSError, SafetensorError):
         return None
-    if told.get("key") != key or told.get("sha256") != _digest(ids, distances):
+    if told.get("sha256") != _digest(key, ids, distances):
         return None
     return VocabularyMap(ids, distances, kind)

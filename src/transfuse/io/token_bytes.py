@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from transfuse.errors import ModelError
@@ -14,6 +15,7 @@ TokenizerFamily = Literal["byte-level", "sentencepiece", "wordpiece", "other"]
 
 _SPACE_MARK = "▁"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BPE_SETTINGS = ("byte_fallback", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
 _SPLITS_PUNCTUATION = frozenset({"BertPreTokenizer", "Punctuation", "Whitespace"})
 
 
@@ -35,11 +37,11 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
     Raises:
         ModelError: the tokenizer has no fast backend.
     """
-    content = _backend_content(tokenizer)
+    content = backend_parts(tokenizer)
     added = {item["id"]: item for item in content["added_tokens"]}
-    control = _control_ids(tokenizer, content)
-    read = _reader(content)
     vocabulary = tokenizer.get_vocab()
+    control = _control_ids(tokenizer, content, vocabulary)
+    read = _reader(content)
     result: list[bytes | None] = [None] * max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
     mark = _space_mark(content) if _family(content) == "sentencepiece" else None
     for token, index in vocabulary.items():
@@ -66,17 +68,39 @@ def tokenizer_family(tokenizer: PreTrainedTokenizerBase) -> TokenizerFamily:
     Raises:
         ModelError: the tokenizer has no fast backend.
     """
-    return _family(_backend_content(tokenizer))
+    return _family(backend_parts(tokenizer))
 
 
-def _backend_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def backend_parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a tokenizer.json says of everything but vocabulary, merges and post-processor.
+
+    Args:
+        tokenizer: a fast one.
+
+    Returns:
+        `normalizer`, `pre_tokenizer`, `decoder`, `model` (its type and settings) and `added_tokens`, as in the file.
+
+    Raises:
+        ModelError: the tokenizer has no fast backend.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
             f"tokenizer {type(tokenizer).__name__} of {tokenizer.name_or_path!r}: expected a fast tokenizer, got one "
             "written in Python; convert it to a tokenizer.json first (AutoTokenizer does, where it can)."
         )
-    return json.loads(backend.to_str())
+    model = backend.model
+    if not isinstance(model, models.BPE):
+        return json.loads(backend.to_str())
+    # Half a million merges take seconds to write and to read: a backend like this one, without them.
+    settings = {name: getattr(model, name) for name in _BPE_SETTINGS if getattr(model, name) is not None}
+    like = Tokenizer(models.BPE(**settings))
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        if getattr(backend, name) is not None:
+            setattr(like, name, getattr(backend, name))
+    added = backend.get_added_tokens_decoder().items()
+    told = [{"id": index, "content": token.content, "special": token.special} for index, token in added]
+    return {**json.loads(like.to_str()), "added_tokens": told}
 
 
 def _parts(content: Mapping[str, Any], *places: str) -> Iterator[Mapping[str, Any]]:
@@ -112,12 +136,14 @@ def _space_mark(content: Mapping[str, Any]) -> str:
     return _SPACE_MARK
 
 
-def _control_ids(tokenizer: PreTrainedTokenizerBase, content: Mapping[str, Any]) -> set[int]:
+def _control_ids(
+    tokenizer: PreTrainedTokenizerBase, content: Mapping[str, Any], vocabulary: Mapping[str, int]
+) -> set[int]:
     special = {item["id"] for item in content["added_tokens"] if item["special"]}
     model = content["model"]
     unknown = model.get("unk_id")  # Unigram counts it, the others name it
     if unknown is None and model.get("unk_token") is not None:
-        unknown = tokenizer.get_vocab().get(model["unk_token"])
+        unknown = vocabulary.get(model["unk_token"])
     return special | set(tokenizer.all_special_ids) | ({unknown} if unknown is not None else set())
 
 
