@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfuse.tensors.intervals import cluster_bootstrap, paired_difference
+from transfuse.tensors.intervals import (
+    RatioGroup,
+    averaged_ratio,
+    averaged_ratio_difference,
+    cluster_bootstrap,
+    paired_difference,
+)
 from transfuse.types import Estimate
 
 
@@ -142,3 +148,44 @@ def test_a_difference_of_nothing_is_not_zero():
     assert difference([], [], [], np.array([], dtype=int)) == Estimate(None, None, None, 0)
     with pytest.raises(ValueError, match="positive sum"):
         difference([1.0], [0.5], [0.0])
+
+
+def _group(numerators: list[float], denominators: list[float], clusters: list[int]) -> RatioGroup:
+    return RatioGroup(np.array(numerators, dtype=float), np.array(denominators, dtype=float), np.array(clusters))
+
+
+def test_an_averaged_ratio_counts_groups_alike():
+    groups = [_group([1, 3], [1, 1], [0, 1]), _group([10, 10, 10], [1, 1, 1], [0, 1, 2])]
+    found = averaged_ratio(groups, seed=1)
+    assert found.value == pytest.approx((2 + 10) / 2)
+    assert found.n == 5
+    # Only the first group varies: its resampled means are 1, 2 and 3, so the averages 5.5, 6 and 6.5.
+    assert (found.low, found.high) == (pytest.approx(5.5), pytest.approx(6.5))
+
+
+def test_one_group_has_the_interval_of_the_plain_bootstrap():
+    rng = np.random.default_rng(5)
+    values, sizes, clusters = rng.random(80), rng.random(80) + 0.5, np.arange(80) // 2
+    plain = cluster_bootstrap(values, sizes, clusters, seed=3)
+    found = averaged_ratio([RatioGroup(values, sizes, clusters)], seed=3)
+    assert found.value == pytest.approx(plain.value)
+    assert found.low == pytest.approx(plain.low, abs=0.02)
+    assert found.high == pytest.approx(plain.high, abs=0.02)
+
+
+def test_a_difference_of_equal_arms_is_nothing_whatever_is_drawn():
+    rng = np.random.default_rng(7)
+    group = RatioGroup(rng.random(40), rng.random(40) + 0.5, np.arange(40))
+    found = averaged_ratio_difference([group], [group], seed=2)
+    assert found == (pytest.approx(0), pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12), 40)
+    assert averaged_ratio([], seed=1).n == 0
+
+
+def test_arms_of_other_clusters_or_groups_are_refused():
+    one, other = _group([1, 2], [1, 1], [0, 1]), _group([1, 2], [1, 1], [0, 2])
+    with pytest.raises(ValueError, match="expected the same clusters in both arms"):
+        averaged_ratio_difference([one], [other], seed=1)
+    with pytest.raises(ValueError, match="expected as many groups in both arms, got 1 and 0"):
+        averaged_ratio_difference([one], [], seed=1)
+    with pytest.raises(ValueError, match="positive sum"):
+        averaged_ratio([_group([1], [0], [0])], seed=1)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from transfuse import __version__
+from transfuse.cli.fuse import fuse_app
 from transfuse.cli.index import index_app
 from transfuse.cli.merge import merge
 from transfuse.cli.options import Overwrite, Sets, Trust
@@ -31,6 +32,7 @@ models_app = typer.Typer(
 app.add_typer(models_app, name="models")
 app.add_typer(index_app, name="index")
 app.add_typer(transfer_app, name="transfer")
+app.add_typer(fuse_app, name="fuse")
 
 Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or a bundled name.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter folder to put onto the model.")]
@@ -163,19 +165,40 @@ def plan(
         str | None, typer.Option(help="Of a transfer: teacher and student; their configurations are enough.")
     ] = None,
     student: Annotated[str | None, typer.Option(help="See --teacher.")] = None,
+    target: Annotated[str | None, typer.Option(help="Of a fusion: with --source and --text.")] = None,
+    source: Annotated[list[str] | None, typer.Option("--source", help="See --target; repeatable.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", metavar="[NAME=]FILE", help="See --target; repeatable.")
+    ] = None,
     settings: Sets = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Say beforehand what a run takes: requests, tokens and cost of `inject`; memory, disk and time of `transfer`."""
+    """Say beforehand what a run takes: requests, tokens and cost of `inject`; memory, disk and time of the others."""
+    from transfuse.cli.fuse import fuse_recipe, fuse_tree, named_files
     from transfuse.errors import RecipeError
+    from transfuse.recipes.fuse_plan import plan_fusion
     from transfuse.recipes.plan import plan_table
     from transfuse.recipes.schema import InjectRecipe, load_recipe, make_recipe
     from transfuse.recipes.transfer_plan import plan_recipe, plan_transfer_table
+    from transfuse.recipes.transfer_schema import TransferRecipe
 
+    if target is not None or source:
+        if target is None or not source or not text:
+            raise RecipeError("transfuse plan: expected --target, --source and --text together.")
+        tree = fuse_tree(
+            target=target,
+            sources=source,
+            texts=named_files(text, "--text"),
+            trust_remote_code=trust_remote_code,
+        )
+        fusion = fuse_recipe({**tree, "seed": 17}, settings, where="transfuse plan")
+        console().print(plan_fusion(fusion))
+        return
     if documents is None:
         if teacher is None or student is None:
             raise RecipeError(
-                "transfuse plan: expected a recipe file, documents and --model, or --teacher and --student."
+                "transfuse plan: expected a recipe file, documents and --model, --teacher and --student, or --target, "
+                "--source and --text."
             )
         console().print(plan_transfer_table(teacher, student, trust_remote_code=trust_remote_code))
         return
@@ -201,8 +224,12 @@ def plan(
             trust_remote_code=trust_remote_code,
         )
         recipe = make_recipe({**tree, "seed": 17}, settings or [], where="transfuse plan")
-    is_of_documents = isinstance(recipe, InjectRecipe)
-    console().print(plan_table(recipe) if is_of_documents else plan_recipe(recipe))
+    if isinstance(recipe, InjectRecipe):
+        console().print(plan_table(recipe))
+    elif isinstance(recipe, TransferRecipe):
+        console().print(plan_recipe(recipe))
+    else:
+        console().print(plan_fusion(recipe))
 
 
 @app.command()

@@ -17,25 +17,30 @@ def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | Non
         recipe: checked.
         out: the run folder.
         overwrite: whether a folder of a different recipe may be taken over.
-        stop_after: of the document route: `facts` or `questions`.
+        stop_after: of the document route `facts` or `questions`, of the fusion route `pieces` or `targets`.
 
     Raises:
         RecipeError: `stop_after` is something else, or given for another route.
     """
     from transfuse.errors import RecipeError
+    from transfuse.recipes.fuse import check_stop, run_fuse
     from transfuse.recipes.inject import run_inject
     from transfuse.recipes.team import Team
     from transfuse.recipes.transfer import run_transfer
 
-    if stop_after not in (None, "facts", "questions"):
+    if recipe.kind == "fuse":
+        check_stop(stop_after)
+    elif stop_after not in (None, "facts", "questions"):
         raise RecipeError(f"--stop-after: expected 'facts' or 'questions', got {stop_after!r}.")
-    if stop_after is not None and recipe.kind != "inject":
+    elif stop_after is not None and recipe.kind != "inject":
         raise RecipeError(
             f"--stop-after {stop_after} is for recipes of kind inject, not {recipe.kind}; leave it out."
         )
     command = shlex.join(["transfuse", *sys.argv[1:]])
     if recipe.kind == "inject":
         run_inject(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)  # type: ignore[arg-type]
+    elif recipe.kind == "fuse":
+        run_fuse(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)
     else:
         run_transfer(recipe, out, overwrite=overwrite, command=command)
     if Team().is_main and stop_after is None:

@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_EVERY_S = 15.0
 """Seconds between lines where the output is no terminal."""
 
+MOST_HOURS = 72
+"""Longer times are told in days."""
+
 Advance = Callable[[int, int, str], None]
 """Called with the numbers done and to do, and a note."""
 
@@ -24,6 +27,19 @@ def time_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def span_text(seconds: float) -> str:
+    """The same, of times so long that they are told in days: `12 days`."""
+    return time_text(seconds) if seconds < MOST_HOURS * 3600 else f"{seconds / 86400:,.0f} days"
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes as a person says them: `1.5 GiB`."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.1f} {unit}"
+    return f"{n_bytes / 1024:,.1f} KiB"
 
 
 @final

@@ -19,6 +19,7 @@ from transfuse.inject.pair_settings import PairSettings
 from transfuse.inject.prompt_distillation import DistillationSettings
 from transfuse.inject.records import RecordSettings
 from transfuse.io.precision import Precision
+from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.transfer_schema import TransferRecipe
 from transfuse.train.settings import TrainSettings
 from transfuse.types import Basis, StrictModel
@@ -124,12 +125,16 @@ class InjectRecipe(StrictModel):
         return self
 
 
-Recipe = InjectRecipe | TransferRecipe
+Recipe = InjectRecipe | TransferRecipe | FuseRecipe
 """Every kind of recipe; told apart by `kind`."""
 
 Settings = TypeVar("Settings", bound=StrictModel)
 
-_RECIPES: dict[str, type[Recipe]] = {"inject": InjectRecipe, "transfer": TransferRecipe}
+_RECIPES: dict[str, type[Recipe]] = {
+    "inject": InjectRecipe,
+    "transfer": TransferRecipe,
+    "fuse": FuseRecipe,
+}
 _PATHS = (
     "documents",
     "facts",
@@ -314,7 +319,8 @@ _Loader.add_implicit_resolver(
 def _absolute(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe absolute, in place; a model is a path where there is such a file or folder."""
     generator, coverage, rag = (tree.get(name) for name in ("generator", "coverage", "rag"))
-    models = [(tree, "model"), (tree, "teacher"), (tree, "student"), (generator, "reference")]
+    models = [(tree, name) for name in ("model", "teacher", "student", "target")]
+    models += [(generator, "reference")]
     models += [(coverage, "embedder"), (rag, "embedder"), (rag, "reranker")]
     for group, name in models:
         value = group.get(name) if isinstance(group, dict) else None
@@ -330,7 +336,13 @@ def _absolute(tree: dict[str, Any], folder: Path) -> None:
         if isinstance(branch, dict) and isinstance(branch.get(leaf), str | Path):
             branch[leaf] = str(folder / Path(branch[leaf]).expanduser())
     evaluate = tree.get("evaluate")
-    texts = evaluate.get("texts") if isinstance(evaluate, dict) else None
-    if isinstance(texts, dict):
-        for name, text in texts.items():
-            texts[name] = str(folder / Path(text).expanduser()) if isinstance(text, str | Path) else text
+    for group, name in ((evaluate, "texts"), (tree, "texts"), (tree, "caches")):
+        paths = group.get(name) if isinstance(group, dict) else None
+        if isinstance(paths, dict):
+            for key, path in paths.items():
+                paths[key] = str(folder / Path(path).expanduser()) if isinstance(path, str | Path) else path
+    sources = tree.get("sources")
+    if isinstance(sources, list):
+        for n, source in enumerate(sources):
+            path = folder / Path(str(source)).expanduser()
+            sources[n] = str(path) if path.exists() else source

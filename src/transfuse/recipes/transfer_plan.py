@@ -15,7 +15,7 @@ from transfuse.io.configs import load_config
 from transfuse.io.memory import available_bytes
 from transfuse.io.references import resolve_model
 from transfuse.io.task_files import load_tasks
-from transfuse.recipes.progress import time_text
+from transfuse.recipes.progress import size_text, span_text
 from transfuse.recipes.transfer_figures import DISK_BYTES_PER_S, PlanFigures, Rates, transfer_plan
 from transfuse.recipes.transfer_schema import TransferRecipe
 from transfuse.transfer.sub_cloning import student_shape
@@ -24,8 +24,6 @@ __all__ = ["PlanFigures", "Rates", "measured_rates", "plan_recipe", "plan_transf
 
 CHARACTERS_A_TOKEN = 4
 """Of English text, about; the plan needs no tokenizer."""
-MOST_HOURS = 72
-"""Longer times are told in days."""
 _FLOAT = 4
 
 
@@ -192,26 +190,26 @@ def _table(figures: PlanFigures, title: str, rates: Rates, free: int | None) -> 
 def _lines(figures: PlanFigures) -> dict[str, str]:
     lines = {
         "Teacher, parameters": f"{figures.teacher.total:,}",
-        "Teacher on disk": _size(figures.teacher_bytes),
+        "Teacher on disk": size_text(figures.teacher_bytes),
         "Student, parameters": f"{figures.student.total:,}",
-        "Student on disk": _size(figures.student_bytes),
-        "Peak memory, whole teacher in memory": _size(figures.memory_peak_bytes),
-        "Peak memory, streamed layer by layer": _size(figures.stream_peak_bytes),
+        "Student on disk": size_text(figures.student_bytes),
+        "Peak memory, whole teacher in memory": size_text(figures.memory_peak_bytes),
+        "Peak memory, streamed layer by layer": size_text(figures.stream_peak_bytes),
         "Engine": figures.engine,
-        "Weights read from disk": _size(figures.weights_read_bytes),
-        "Spilled layer inputs and gradients": _size(figures.spill_bytes),
-        "Disk traffic, all together": _size(figures.disk_bytes),
-        "Factors kept until layers are chosen": _size(figures.kept_bytes),
-        "Starting factors": _size(figures.adapter_bytes),
+        "Weights read from disk": size_text(figures.weights_read_bytes),
+        "Spilled layer inputs and gradients": size_text(figures.spill_bytes),
+        "Disk traffic, all together": size_text(figures.disk_bytes),
+        "Factors kept until layers are chosen": size_text(figures.kept_bytes),
+        "Starting factors": size_text(figures.adapter_bytes),
         "Operations of the extraction": f"{figures.extraction_flops:.2g} FLOP",
-        "Time of the extraction": f"about {_time(figures.extraction_s)}",
+        "Time of the extraction": f"about {span_text(figures.extraction_s)}",
     }
     if figures.n_runs:
         lines |= {
             "Trainings of the student": f"{figures.n_runs:,}",
-            "Peak memory in training": _size(figures.training_peak_bytes),
-            "Time of one training": f"about {_time(figures.run_s)}",
-            "Time of all trainings": f"about {_time(figures.training_s)}",
+            "Peak memory in training": size_text(figures.training_peak_bytes),
+            "Time of one training": f"about {span_text(figures.run_s)}",
+            "Time of all trainings": f"about {span_text(figures.training_s)}",
         }
     return lines
 
@@ -225,14 +223,3 @@ def _fastest_s(work: Callable[[], object], seconds: float) -> float:
         work()
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def _time(seconds: float) -> str:
-    return time_text(seconds) if seconds < MOST_HOURS * 3600 else f"{seconds / 86400:,.0f} days"
-
-
-def _size(n_bytes: int) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:,.1f} {unit}"
-    return f"{n_bytes / 1024:,.1f} KiB"

@@ -17,6 +17,7 @@ from transfuse.evaluate.tasks import (
 )
 from transfuse.io.hardware import hardware_text
 from transfuse.io.run_folder import StageRecord
+from transfuse.recipes.comparisons import comparison
 from transfuse.recipes.loading_code import loading_code
 from transfuse.recipes.transfer_arms import ArmRun
 from transfuse.recipes.transfer_measure import Measured, Questions, pooled
@@ -168,7 +169,7 @@ def _comparisons(arms: Sequence[Arm], questions: Questions | None, seed: int) ->
     for control in controls:
         ours, theirs = ([run.losses for run in arm.measured] for arm in (method, control))
         found.append(
-            _comparison(
+            comparison(
                 ANSWER_BITS,
                 method.name,
                 control.name,
@@ -180,27 +181,8 @@ def _comparisons(arms: Sequence[Arm], questions: Questions | None, seed: int) ->
         if any(said):
             metric = TASK_METRICS[questions.kind][0]
             difference = score_difference(said, also_said, metric, seed)
-            found.append(_comparison(metric, method.name, control.name, difference, is_better_lower=False))
+            found.append(comparison(metric, method.name, control.name, difference, is_better_lower=False))
     return found
-
-
-def _comparison(
-    metric: str, method: str, against: str, difference: Estimate, *, is_better_lower: bool
-) -> dict[str, Any]:
-    verdict = "no difference shown"
-    if difference.low is not None and difference.high is not None:
-        if difference.low > 0:
-            verdict = "worse" if is_better_lower else "better"
-        elif difference.high < 0:
-            verdict = "better" if is_better_lower else "worse"
-    return {
-        "metric": metric,
-        "method": method,
-        "against": against,
-        "difference": difference._asdict(),
-        "is_better_lower": is_better_lower,
-        "verdict": verdict,
-    }
 
 
 def _training(recipe: TransferRecipe, arms: Sequence[Arm]) -> dict[str, Any] | None:

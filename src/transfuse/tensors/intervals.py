@@ -1,5 +1,8 @@
 """95 % intervals of means, ratios and their differences over clustered items."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -102,6 +105,104 @@ def paired_difference(
         slack = 1 - 0.025 ** (1 / len(sizes))
         low, high = value - slack * (1 + value), value + slack * (1 - value)
     return Estimate(value, low, high, len(first))
+
+
+class RatioGroup(NamedTuple):
+    """Clustered items of one group, such as the texts of one domain."""
+
+    numerators: Float[np.ndarray, " items"]
+    denominators: Float[np.ndarray, " items"]
+    """Not negative, not all zero."""
+    clusters: Int[np.ndarray, " items"]
+
+
+def averaged_ratio(groups: Sequence[RatioGroup], seed: int, n_resamples: int = N_RESAMPLES) -> Estimate:
+    """Mean over groups of the ratio of sums, each group counting alike, with its 95 % percentile interval.
+
+    Args:
+        groups: clusters are drawn within each, so that every resample holds all groups.
+        seed: of the resampling.
+        n_resamples: how many resamples.
+
+    Returns:
+        Value and interval; `n` counts items of all groups. All None and n = 0 where there are no groups.
+
+    Raises:
+        ValueError: the denominators of a group sum to zero.
+
+    Source:
+        Efron and Tibshirani 1993, chapter 13 (percentile interval), strata as in Davison and Hinkley 1997, 3.2.
+    """
+    nothing = [each._replace(numerators=np.zeros(len(each.numerators))) for each in groups]
+    return averaged_ratio_difference(groups, nothing, seed, n_resamples)
+
+
+def averaged_ratio_difference(
+    first: Sequence[RatioGroup], second: Sequence[RatioGroup], seed: int, n_resamples: int = N_RESAMPLES
+) -> Estimate:
+    """Difference of two arms' averaged ratios, first minus second, with its 95 % percentile interval.
+
+    The arms may differ in items and denominators (a model that predicts fewer bytes, one with more seeds); only the
+    clusters are the same, and are drawn for both together.
+
+    Args:
+        first: groups of one arm.
+        second: of the other, in the same order and with the same clusters.
+        seed: of the resampling.
+        n_resamples: how many resamples.
+
+    Returns:
+        Difference and interval; `n` counts the items of the first arm.
+
+    Raises:
+        ValueError: the groups do not belong together, or the denominators of one sum to zero.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"expected as many groups in both arms, got {len(first)} and {len(second)}")
+    if not first:
+        return Estimate(None, None, None, 0)
+    value, resampled = 0.0, np.zeros(n_resamples)
+    for number, (ours, theirs) in enumerate(zip(first, second, strict=True)):
+        sums = _cluster_sums(ours, theirs)
+        totals = sums.sum(axis=1)
+        if totals[1] <= 0 or totals[3] <= 0:
+            raise ValueError("expected denominators with a positive sum, got zero")
+        value += totals[0] / totals[1] - totals[2] / totals[3]
+        resampled += _resampled_difference(sums, np.random.default_rng([seed, number]), n_resamples)
+    low, high = np.percentile(resampled, [2.5, 97.5]) / len(first)
+    return Estimate(value / len(first), float(low), float(high), sum(len(each.numerators) for each in first))
+
+
+def _cluster_sums(ours: RatioGroup, theirs: RatioGroup) -> Float[np.ndarray, "4 clusters"]:
+    """Numerators and denominators of both arms, summed by cluster."""
+    names, index = np.unique(ours.clusters, return_inverse=True)
+    other_names, other_index = np.unique(theirs.clusters, return_inverse=True)
+    if not np.array_equal(names, other_names):
+        raise ValueError("expected the same clusters in both arms, got others")
+    columns = ((index, ours.numerators), (index, ours.denominators))
+    columns += ((other_index, theirs.numerators), (other_index, theirs.denominators))
+    return np.stack([np.bincount(where, weights=values, minlength=len(names)) for where, values in columns])
+
+
+def _resampled_difference(
+    sums: Float[np.ndarray, "4 clusters"], rng: np.random.Generator, n_resamples: int
+) -> Float[np.ndarray, " resamples"]:
+    n_clusters = sums.shape[1]
+    block = max(1, min(n_resamples, _CELLS_PER_BLOCK // (4 * n_clusters)))
+    found: list[np.ndarray] = []
+    for start in range(0, n_resamples, block):
+        drawn = rng.integers(0, n_clusters, size=(min(block, n_resamples - start), n_clusters))
+        ours, our_sizes, theirs, their_sizes = sums[:, drawn].sum(axis=2)
+        # A resample of nothing but clusters without a denominator stands at the value of the whole.
+        ratios = [
+            np.where(sizes > 0, values / np.where(sizes > 0, sizes, 1), whole / whole_size)
+            for values, sizes, whole, whole_size in (
+                (ours, our_sizes, *sums[:2].sum(axis=1)),
+                (theirs, their_sizes, *sums[2:].sum(axis=1)),
+            )
+        ]
+        found.append(ratios[0] - ratios[1])
+    return np.concatenate(found)
 
 
 def _percentiles(

@@ -1,0 +1,244 @@
+"""The fusion route: the distributions of several models, whatever their tokenizers, into one target.
+
+Source: Wan et al. 2024, arXiv:2401.10491. Differs: texts are aligned by bytes, sources compared in bits per byte, and
+distributions and targets stay sparse from the first pass to the loss.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from transfuse.errors import RecipeError
+from transfuse.evaluate.bits_per_byte import load_texts
+from transfuse.io.files import write_json
+from transfuse.io.fingerprint import model_fingerprint
+from transfuse.io.hardware import manifest
+from transfuse.io.references import check_model_folder, resolve_model
+from transfuse.io.run_folder import RunFolder, open_run
+from transfuse.recipes.fuse_arms import ArmRun, join_trainings, merge_arms, train_arm
+from transfuse.recipes.fuse_check import Pairs, check_pairs
+from transfuse.recipes.fuse_lessons import TARGET, CachedSource, Lesson, cache_sources, make_lesson
+from transfuse.recipes.fuse_measure import (
+    Measured,
+    MeasuredSource,
+    measure_ensemble,
+    measure_merged,
+    measure_model,
+    measure_source,
+)
+from transfuse.recipes.fuse_pieces import (
+    DomainPieces,
+    Tokenizers,
+    eval_pieces,
+    load_tokenizers,
+    piece_limit,
+    training_pieces,
+)
+from transfuse.recipes.fuse_report import Findings, report_json
+from transfuse.recipes.fuse_schema import FuseRecipe
+from transfuse.recipes.progress import Display
+from transfuse.recipes.team import Team
+from transfuse.train.trackers import check_trackers
+
+FUSED, CLM, TOGETHER = "fused", "clm", "together"
+
+
+def run_fuse(
+    recipe: FuseRecipe, out: Path, *, overwrite: bool, command: str, stop_after: str | None = None
+) -> Path:
+    """Run the fusion route, or continue it where an earlier process stopped.
+
+    Args:
+        recipe: what to do.
+        out: the run folder.
+        overwrite: whether a folder of a different recipe may be taken over.
+        command: for the manifest and the report.
+        stop_after: `pieces` or `targets`; None goes to the end.
+
+    Returns:
+        The run folder, with `report.json` and the model (or adapter) in it where it went to the end.
+
+    Raises:
+        TransfuseError: any fault of the input, the models or the machine, with what to do.
+    """
+    team = Team()
+    if not team.is_main:
+        join_trainings(recipe, team)
+        return out
+    display, started = Display(), _now()
+    tokenizers = _check_inputs(recipe)
+    with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite) as run:
+        write_json(run.path / "manifest.json", manifest(command, started, None))
+        pieces = training_pieces(recipe, run, display, tokenizers)
+        held_out = eval_pieces(recipe, run, display, tokenizers)
+        if stop_after == "pieces":
+            return _ended(team, out)
+        pairs = check_pairs(recipe, run, display, pieces, tokenizers)
+        caches = cache_sources(recipe, run, display, pieces, tokenizers)
+        lessons = _lessons(recipe, run, display, pieces, tokenizers, caches, pairs)
+        if stop_after == "targets":
+            return _ended(team, out)
+        others = _measure_others(recipe, run, display, held_out)
+        arms = _train(recipe, run, display, team, lessons, held_out)
+        team.share(None)
+        found = Findings(pieces, pairs, caches, lessons, others, arms)
+        write_json(run.path / "report.json", report_json(recipe, run.stages, command, found))
+        write_json(run.path / "manifest.json", manifest(command, started, _now()))
+    return out
+
+
+def _ended(team: Team, out: Path) -> Path:
+    team.share(None)
+    return out
+
+
+def _check_inputs(recipe: FuseRecipe) -> Tokenizers:
+    """Faults of the input are named before anything heavy starts, and before a folder is made."""
+    check_trackers(recipe.train.report_to)
+    for path in (*recipe.texts.values(), *recipe.evaluate.texts.values()):
+        load_texts(path)
+    needs_weights = {recipe.target}
+    for name, reference in zip(recipe.names, recipe.sources, strict=True):
+        if name not in recipe.caches or _measures_sources(recipe) or "merged" in recipe.controls:
+            needs_weights.add(reference)
+    for reference in needs_weights:
+        source = resolve_model(reference)
+        if source.kind == "folder" and source.path is not None:
+            check_model_folder(source.path)
+        model_fingerprint(reference)
+    piece_limit(recipe)
+    return load_tokenizers(recipe)
+
+
+def _measures_sources(recipe: FuseRecipe) -> bool:
+    return bool(recipe.evaluate.texts) and (recipe.evaluate.sources or "ensemble" in recipe.controls)
+
+
+def _lessons(
+    recipe: FuseRecipe,
+    run: RunFolder,
+    display: Display,
+    pieces: DomainPieces,
+    tokenizers: Tokenizers,
+    caches: dict[str, CachedSource],
+    pairs: Pairs,
+) -> dict[str, Lesson]:
+    """Fused targets of all sources together, and of single ones where something learns from these."""
+
+    def lesson(name: str, members: Sequence[str]) -> Lesson:
+        chosen = [caches[each] for each in members]
+        return make_lesson(recipe, run, display, pieces, tokenizers, chosen, pairs.maps, name)
+
+    own = [TARGET] if recipe.fusion.with_target else []
+    found: dict[str, Lesson] = {}
+    if recipe.strategy == "together":
+        found[TOGETHER] = lesson(TOGETHER, [*own, *recipe.names])
+    for name in recipe.names:
+        if recipe.strategy == "pairwise":
+            found[f"with-{name}"] = lesson(f"with-{name}", [*own, name])
+        if "distilled" in recipe.controls:
+            found[f"only-{name}"] = lesson(f"only-{name}", [name])
+    return found
+
+
+def _measure_others(
+    recipe: FuseRecipe, run: RunFolder, display: Display, pieces: DomainPieces | None
+) -> dict[str, Measured]:
+    """What stands beside the trained models: target and sources as they were, their ensemble, their merged weights."""
+    if pieces is None:
+        return {}
+    key = {"target": model_fingerprint(recipe.target)}
+    found = {TARGET: measure_model(recipe, run, display, pieces, TARGET, recipe.target, key)}
+    sources: dict[str, MeasuredSource] = {}
+    if _measures_sources(recipe):
+        for name, reference in zip(recipe.names, recipe.sources, strict=True):
+            sources[name] = measure_source(recipe, run, display, pieces, name, reference)
+            found[f"source/{name}"] = sources[name].losses
+    if "ensemble" in recipe.controls:
+        found["ensemble"] = measure_ensemble(pieces, list(sources.values()))
+    if "merged" in recipe.controls:
+        for settings in recipe.merged:
+            found[f"merged/{settings.method}"] = measure_merged(recipe, run, display, pieces, settings)
+    return found
+
+
+def _train(
+    recipe: FuseRecipe,
+    run: RunFolder,
+    display: Display,
+    team: Team,
+    lessons: dict[str, Lesson],
+    pieces: DomainPieces | None,
+) -> dict[str, list[ArmRun]]:
+    """The main arm first, then its controls; each with all seeds, the first seed's result kept."""
+    result = run.path / ("adapter" if recipe.train.method == "lora" else "model")
+    seeds = [recipe.seed + n for n in range(recipe.n_seeds)]
+
+    def trained(arm: str, lesson: Lesson, *, keeps: bool = False) -> list[ArmRun]:
+        return [
+            train_arm(
+                recipe, run, display, team, arm, seed, lesson, pieces,
+                result=result if keeps and seed == recipe.seed else None,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+
+    arms: dict[str, list[ArmRun]] = {}
+    if recipe.strategy == "together":
+        arms[FUSED] = trained(FUSED, lessons[TOGETHER], keeps=True)
+    else:
+        arms |= _pairwise(recipe, run, display, team, lessons, pieces, seeds, result)
+    any_lesson = next(iter(lessons.values()))
+    if "clm" in recipe.controls:
+        arms[CLM] = trained(CLM, any_lesson)
+    if "distilled" in recipe.controls:
+        for name in recipe.names:
+            arms[f"distilled/{name}"] = trained(f"distilled/{name}", lessons[f"only-{name}"])
+    return arms
+
+
+def _pairwise(
+    recipe: FuseRecipe,
+    run: RunFolder,
+    display: Display,
+    team: Team,
+    lessons: dict[str, Lesson],
+    pieces: DomainPieces | None,
+    seeds: Sequence[int],
+    result: Path,
+) -> dict[str, list[ArmRun]]:
+    """The target fused with each source apart, then the results merged: FuseChat, arXiv:2408.07990, section 3."""
+    parts: dict[str, list[ArmRun]] = {f"fused-with/{name}": [] for name in recipe.names}
+    merged: list[ArmRun] = []
+    for seed in seeds:
+        for name in recipe.names:
+            kept = run.path / "parts" / f"{name}-seed-{seed}"
+            parts[f"fused-with/{name}"].append(
+                train_arm(
+                    recipe,
+                    run,
+                    display,
+                    team,
+                    f"fused-with/{name}",
+                    seed,
+                    lessons[f"with-{name}"],
+                    pieces,
+                    result=kept,
+                )
+            )
+        of_seed = {name: runs[-1] for name, runs in parts.items()}
+        is_result = seed == recipe.seed
+        merged.append(
+            merge_arms(recipe, run, display, seed, of_seed, pieces, result=result if is_result else None)
+        )
+    return {merged[0].arm: merged, **parts}
+
+
+def check_stop(stop_after: str | None) -> None:
+    """Refuse a stage at which a fusion run cannot stop."""
+    if stop_after not in (None, "pieces", "targets"):
+        raise RecipeError(f"--stop-after: expected 'pieces' or 'targets', got {stop_after!r}.")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
