@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from transfuse.baselines.merging_settings import AnyMerge, LinearMerge, SceMerge
+from transfuse.baselines.merging_settings import LinearMerge, MergeSettings, SceMerge
 from transfuse.fuse.fusion_settings import FusionSettings
 from transfuse.fuse.settings import DistributionSettings
 from transfuse.io.precision import Precision
@@ -63,11 +63,11 @@ class FuseRecipe(StrictModel):
     needed for its tokenizer only, unless it is measured."""
     strategy: Literal["together", "pairwise"] = "together"
     """Fuse all sources at once (FuseLLM), or with each source apart, and merge the results (FuseChat)."""
-    merge: AnyMerge = Field(default=SceMerge(), discriminator="method")
+    merge: MergeSettings = SceMerge()
     """How the results of strategy `pairwise` are merged."""
     controls: list[FuseControl] = ["clm", "ensemble"]
     """What stands beside it in the report."""
-    merged: list[AnyMerge] = [LinearMerge()]
+    merged: list[MergeSettings] = [LinearMerge()]
     """Ways of control `merged`."""
     n_seeds: PositiveInt = 1
     """Trainings of everything that trains, with seeds counted up from `seed`."""
@@ -99,6 +99,9 @@ class FuseRecipe(StrictModel):
             raise ValueError("strategy pairwise merges one result a source; give two sources or more")
         if self.strategy == "pairwise" and self.train.method != "full":
             raise ValueError("strategy pairwise merges whole models; leave train.method at 'full'")
+        methods = [each.method for each in self.merged]
+        if len({*methods}) < len(methods):
+            raise ValueError(f"merged: each method once, got {', '.join(methods)}; run the others apart")
         strangers = sorted(set(self.caches) - {*self.names, "target"})
         if strangers:
             raise ValueError(
@@ -120,6 +123,10 @@ def short_names(references: list[str]) -> list[str]:
     """Last parts of model references, numbered where several are alike."""
     names: list[str] = []
     for reference in references:
-        name = Path(reference).name.removesuffix(".gguf") or reference
-        names.append(name if name not in [*names, "target"] else f"{name}-{len(names) + 1}")
+        last = Path(reference).name.removesuffix(".gguf")
+        name = plain = last if last.strip(".") else "source"
+        number = len(names) + 1
+        while name in (*names, "target"):
+            name, number = f"{plain}-{number}", number + 1
+        names.append(name)
     return names
