@@ -213,3 +213,11 @@ def test_the_summary_counts_and_shows(tmp_path: Path) -> None:
     exact = map_vocabulary(source, target, "exact", folder=tmp_path)
     assert map_summary(exact, token_bytes(source), token_bytes(target)).n_unmapped == 2
     assert np.array_equal(exact.target_ids >= 0, exact.distances < 255)
+
+
+def test_pieces_of_characters_can_be_shown(tmp_path: Path) -> None:
+    source, target = byte_level(), word_piece("é")
+    mapped = map_vocabulary(source, target, "min-edit", folder=tmp_path)
+    told = map_summary(mapped, token_bytes(source), token_bytes(target), n_examples=1000)
+    assert ("\\xff", " é", 2) in told.examples
+    assert all(text.encode() for example in told.examples for text in example[:2])

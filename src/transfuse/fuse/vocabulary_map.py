@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from transfuse.fuse.token_images import MapKind, as_text, token_images
+from transfuse.fuse.token_images import MapKind, token_images
 from transfuse.io.bundled import cache_folder
 from transfuse.io.files import atomic_file
 from transfuse.io.fingerprint import tokenizer_fingerprint
@@ -58,7 +58,8 @@ class MapSummary(NamedTuple):
     reached_share: float
     """Of the target's text tokens, those that are an image at all."""
     examples: tuple[tuple[str, str, int], ...]
-    """Source token, its image and their distance, of tokens that are not equal, evenly spread over the ids."""
+    """Source token, its image and their distance, of tokens that are not equal, evenly spread over the ids; pieces of
+    characters are written as `\\xe2`."""
 
 
 def map_vocabulary(
@@ -148,13 +149,18 @@ def map_summary(
         reached_share=len(np.unique(mapped.target_ids[is_exact | is_near])) / n_targets,
         examples=tuple(
             (
-                as_text(source_tokens[i] or b""),
-                as_text(target_tokens[mapped.target_ids[i]] or b""),
+                _shown(source_tokens[i]),
+                _shown(target_tokens[mapped.target_ids[i]]),
                 int(mapped.distances[i]),
             )
             for i in shown.tolist()
         ),
     )
+
+
+def _shown(token: bytes | None) -> str:
+    """Text that any file and terminal takes; pieces of characters as `\\xe2`."""
+    return (token or b"").decode("utf-8", "backslashreplace")
 
 
 def _map_roles(
