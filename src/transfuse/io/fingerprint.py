@@ -3,10 +3,14 @@
 import hashlib
 import json
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
 from transfuse.io.references import resolve_model, weight_files
+
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str]] = WeakKeyDictionary()
+"""Number of tokens and digest: reading half a million merges takes seconds."""
 
 
 def model_fingerprint(reference: str) -> str:
@@ -42,6 +46,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     Returns:
         A hex digest.
     """
+    known = _KNOWN.get(tokenizer)
+    if known is not None and known[0] == len(tokenizer):
+        return known[1]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
@@ -51,4 +58,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         content = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     told = [content, sorted((str(key), str(value)) for key, value in tokenizer.special_tokens_map.items())]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    _KNOWN[tokenizer] = (len(tokenizer), digest)
+    return digest
