@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ OnTokens = Callable[[int, int], None]
 
 _HEAD_ELEMENTS = 1 << 26
 """Logits that exist at once."""
-_SOFTMAX_ELEMENTS = 1 << 22
+_SOFTMAX_ELEMENTS = 1 << 21
 """On a CPU, those whose softmax is taken at once: what fits the caches."""
 _TEXTS_A_BATCH = 1024
 
@@ -264,17 +265,20 @@ def _kept_parts(
 ) -> Iterator[KeptTokens]:
     """What is kept, a few positions at a time, on the CPU."""
     is_cpu = states.device.type == "cpu"
+    options: Any = {"n_known": n_vocab, "temperature": temperature, "may_overwrite": True}
     for at, values in _logit_chunks(logits, states):
-        step = max(1, _SOFTMAX_ELEMENTS // values.shape[1]) if is_cpu else len(values)
+        step = min(len(values), max(1, _SOFTMAX_ELEMENTS // values.shape[1]) if is_cpu else len(values))
+        # One buffer for all: fresh memory of this size costs a CPU more than the softmax itself.
+        buffer = torch.empty(step, values.shape[1], device=values.device)
         for start in range(0, len(values), step):
             some = values[start : start + step]
+            some = buffer[: len(some)].copy_(some)
             inside = slice(at + start, at + start + len(some))
             observed = observed_ids[inside].to(some.device)
             if uniforms is None:
-                kept = top_tokens(some, observed, k, n_known=n_vocab, temperature=temperature)
+                kept = top_tokens(some, observed, k, **options)
             else:
-                drawn = uniforms[inside].to(some.device)
-                kept = sampled_tokens(some, observed, drawn, n_known=n_vocab, temperature=temperature)
+                kept = sampled_tokens(some, observed, uniforms[inside].to(some.device), **options)
             yield KeptTokens(*(part.cpu() for part in kept))
 
 

@@ -29,6 +29,7 @@ def top_tokens(
     *,
     n_known: int,
     temperature: float = 1.0,
+    may_overwrite: bool = False,
 ) -> KeptTokens:
     """The `k` likeliest tokens of each position.
 
@@ -38,25 +39,22 @@ def top_tokens(
         k: from 0, at most `n_known`.
         n_known: only ids below it are kept; the share of others is part of the tail.
         temperature: divides the logits for kept tokens and tail.
+        may_overwrite: whether float32 logits may be used up, which saves a copy of them.
 
     Returns:
         Natural logs. The tail is summed from its own tokens, not from what the kept ones lack of 1, which would
         round away.
     """
-    values = logits.float()
+    values = _own(logits, may_overwrite)
     highest = values.amax(dim=1, keepdim=True)
-    observed = (values.gather(1, observed_ids[:, None]) - highest)[:, 0]
-    if k == 0:
-        total = (values - highest).exp_().sum(dim=1)
-        nothing = values.new_empty(len(values), 0)
-        return KeptTokens(observed - total.log(), nothing.long(), nothing, torch.zeros_like(total))
-    ids = _likeliest(values[:, :n_known], k)
-    kept = (values.gather(1, ids) - highest) / temperature
-    others = (values - highest).div_(temperature).exp_().scatter_(1, ids, 0).sum(dim=1)
+    ids = _likeliest(values[:, :n_known], k) if k else observed_ids.new_empty(len(values), 0)
+    values.sub_(highest)
+    observed, kept = values.gather(1, observed_ids[:, None])[:, 0], values.gather(1, ids) / temperature
+    plain_total = values.exp().sum(dim=1) if temperature != 1 else None
+    others = values.div_(temperature).exp_().scatter_(1, ids, 0).sum(dim=1)
     total = others + kept.exp().sum(dim=1)
-    plain_total = total if temperature == 1 else (values - highest).exp_().sum(dim=1)
     return KeptTokens(
-        observed - plain_total.log(),
+        observed - (total if plain_total is None else plain_total).log(),
         ids,
         kept - total.log()[:, None],
         others.log() - total.log(),
@@ -70,15 +68,17 @@ def sampled_tokens(
     *,
     n_known: int,
     temperature: float = 1.0,
+    may_overwrite: bool = False,
 ) -> KeptTokens:
     """Tokens drawn from each position's distribution, with replacement: an unbiased estimate of all of it.
 
     Args:
-        logits: in any precision; the softmax is taken in float32, sums over it in float64.
+        logits: in any precision; the softmax is taken in float32, its cumulated sum in float64.
         observed_ids: what came.
         uniforms: one for each draw, float64, in [0, 1).
         n_known: only ids below it are drawn, from what the distribution is among them.
         temperature: divides the logits that are drawn from.
+        may_overwrite: whether float32 logits may be used up, which saves a copy of them.
 
     Returns:
         Each drawn token once, the most often drawn first, with log(count / k); unused places have id 0 and minus
@@ -88,17 +88,27 @@ def sampled_tokens(
         Anshumann et al. 2025, arXiv:2503.16870 (random sampling distillation).
         Differs: the proposal is the distribution itself, so all weights are equal.
     """
-    values = logits.float()
-    highest = values.amax(dim=1, keepdim=True)
-    shares = (values - highest).exp_()
-    observed_log_probs = (values.gather(1, observed_ids[:, None]) - highest)[:, 0] - shares.sum(dim=1).log()
-    if temperature != 1 or n_known < values.shape[1]:
-        known = values[:, :n_known]
-        shares = ((known - known.amax(dim=1, keepdim=True)) / temperature).exp_()
+    values = _own(logits, may_overwrite)
+    values.sub_(values.amax(dim=1, keepdim=True))
+    observed = values.gather(1, observed_ids[:, None])[:, 0]
+    if temperature == 1:
+        shares = values.exp_()
+        total = shares.sum(dim=1)
+    else:
+        total = values.exp().sum(dim=1)
+        shares = values.div_(temperature).exp_()
+    observed_log_probs = observed - total.log()
+    shares = shares[:, :n_known]
     drawn = _drawn(shares, uniforms)
     ids, counts = _counted(drawn)
     log_shares = (counts / drawn.shape[1]).log()
     return KeptTokens(observed_log_probs, ids, log_shares, torch.full_like(observed_log_probs, -torch.inf))
+
+
+def _own(logits: Float[Tensor, "pos vocab"], may_overwrite: bool) -> Float[Tensor, "pos vocab"]:
+    """In float32, and free to be changed."""
+    values = logits.float()
+    return values.clone() if values is logits and not may_overwrite else values
 
 
 def _likeliest(values: Float[Tensor, "pos vocab"], k: int) -> Int[Tensor, "pos k"]:
@@ -121,8 +131,9 @@ def _likeliest(values: Float[Tensor, "pos vocab"], k: int) -> Int[Tensor, "pos k
 def _drawn(shares: Float[Tensor, "pos vocab"], uniforms: Float[Tensor, "pos k"]) -> Int[Tensor, "pos k"]:
     """The token under each uniform number: first its block, then its place within."""
     n = shares.shape[1]
-    wide = torch.nn.functional.pad(shares, (0, -n % _BLOCK)).unflatten(1, (-1, _BLOCK))
-    bounds = wide.sum(dim=2, dtype=uniforms.dtype).cumsum(dim=1)
+    padded = torch.nn.functional.pad(shares, (0, -n % _BLOCK)) if n % _BLOCK else shares
+    wide = padded.unflatten(1, (-1, _BLOCK))
+    bounds = wide.sum(dim=2).to(uniforms.dtype).cumsum(dim=1)
     total = bounds[:, -1:]
     # Below the total even after rounding, so that a block with some share is found.
     targets = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
