@@ -6,7 +6,8 @@
 Scores: `uniform` (the hardest for rounding: all windows are nearly alike) and `lognormal` (as sensitivities are). The
 window loop is that of the published code in what it does a window: one reads the window's sum from the
 matrix's running sums and compares it with the best so far, in Python. It is run on the first `--loop-rows` rows of
-windows (0: on all) and its time taken in proportion. `torch.sum` and the search take turns; ratios are of medians.
+windows (0: on all) and its time taken in proportion. `torch.sum` and the search take turns; times are medians of wall
+time, and beside them the least CPU time, which other processes disturb less.
 """
 
 import argparse
@@ -47,11 +48,11 @@ def window_loop(
     return best
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU time of one call."""
+    started, started_cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - started_cpu
 
 
 def main() -> None:
@@ -66,8 +67,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{hardware_text()}; {arguments.threads} threads")
-    print("| matrix | block | scores | window loop, s | search, ms | x | one sum, ms | sums |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| matrix | block | scores | window loop, s | search, ms | x | one sum, ms | sums "
+        "| search, CPU ms | one sum, CPU ms | sums |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for case in arguments.cases:
         (height, width), (n_rows, n_columns) = (map(int, part.split("x")) for part in case.split(":"))
         for name, draw in SCORES.items():
@@ -82,7 +86,8 @@ def measured(scores: torch.Tensor, n_rows: int, n_columns: int, n_rounds: int, n
     for _ in range(n_rounds + 1):
         one_sum.append(seconds(lambda: scores.sum()))
         search.append(seconds(lambda: heaviest_block(scores, n_rows, n_columns)))
-    sum_s, search_s = statistics.median(one_sum[1:]), statistics.median(search[1:])
+    sum_s, search_s = (statistics.median(wall for wall, _ in found[1:]) for found in (one_sum, search))
+    sum_cpu_s, search_cpu_s = (min(cpu for _, cpu in found[1:]) for found in (one_sum, search))
     n_window_rows = scores.shape[0] - n_rows + 1
     n_looped = min(n_loop_rows or n_window_rows, n_window_rows)
     started = time.perf_counter()
@@ -97,7 +102,8 @@ def measured(scores: torch.Tensor, n_rows: int, n_columns: int, n_rounds: int, n
     window_us = 1e6 * row_s / (sums.shape[1] - n_columns)
     return (
         f"{loop_s:.1f} ({window_us:.1f} us a window) | {1e3 * search_s:.1f} | {loop_s / search_s:.0f} | "
-        f"{1e3 * sum_s:.1f} | {search_s / sum_s:.1f} |"
+        f"{1e3 * sum_s:.1f} | {search_s / sum_s:.1f} | "
+        f"{1e3 * search_cpu_s:.1f} | {1e3 * sum_cpu_s:.1f} | {search_cpu_s / sum_cpu_s:.2f} |"
     )
 
 

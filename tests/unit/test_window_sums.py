@@ -63,18 +63,20 @@ def test_two_scores_that_float64_cannot_add_decide():
     assert highest_window(scores, 2, 39)[:2] == (1, 1)
 
 
-def test_more_than_one_batch_of_lines_is_carried_over():
-    n_rows = 2 * window_sums._N_ROWS_AT_ONCE + window_sums._N_ROWS_A_PEAK + 3
+def test_more_than_one_batch_of_lines_is_carried_over(monkeypatch):
+    n_at_once = 4 * window_sums._N_ROWS_A_PEAK
+    monkeypatch.setattr(window_sums, "_N_AT_ONCE", n_at_once * 3)
+    n_rows = 2 * n_at_once + window_sums._N_ROWS_A_PEAK + 3
     scores = torch.arange(float(n_rows * 3)).reshape(n_rows, 3) % 7
     scores[-2, 2] = 1000
-    for n_more, place in enumerate((0, window_sums._N_ROWS_AT_ONCE, n_rows - 2), start=1):
+    for n_more, place in enumerate((0, n_at_once, n_rows - 2), start=1):
         scores[place, 1] += 2000 * n_more
         assert highest_window(scores, 1, 1)[:2] == (place, 1)
 
 
 def test_float32_alone_settles_what_is_clear(monkeypatch):
     monkeypatch.setattr(window_sums, "_N_ROWS_A_PEAK", 1)
-    monkeypatch.setattr(window_sums, "_exact_gains", lambda *_: pytest.fail("was compared again"))
+    monkeypatch.setattr(window_sums, "first_highest", lambda *_: pytest.fail("was compared again"))
     scores = torch.rand(60, 50, generator=torch.Generator().manual_seed(3))
     sums = scores.double().unfold(0, 41, 1).unfold(1, 30, 1).sum((2, 3))
     assert highest_window(scores, 41, 30)[:2] == divmod(int(sums.argmax()), sums.shape[1])

@@ -8,18 +8,20 @@ The sums of all windows, less that of the first, are therefore running sums, alo
     steps[i, j] = what the corners of the window win and lose
 
 What lies in every window is read once, for the sum alone. First the steps are added up fast, partly in float32, with a
-bound of what rounding can have done; then the windows that this bound cannot tell from the best are compared without
-any rounding.
+bound of what rounding can have done; then the windows that this bound cannot tell from the best are compared in
+float64, and where that cannot tell them either, without any rounding.
 """
 
 import math
-from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+
+from transfuse.tensors.exact_windows import first_highest, strips
 
 _N_ADDENDS = (16, 32)
 """Numbers that are added in float32, down columns and along rows, before a sum goes on in float64."""
@@ -29,22 +31,24 @@ _SLACK = 1.01
 """For the rounding of the bounds themselves."""
 _OVERFLOW = 2.0**127
 """Where sizes sum to less, no sum in float32 overflows."""
-_N_ROWS_A_PEAK, _N_ROWS_AT_ONCE = 16, 256
+_N_ROWS_A_PEAK = 16
+_N_AT_ONCE = 1 << 19
+"""Numbers that are read at once, twice; they stay in the cache while they are added up along rows and columns."""
 
 
-class _Part(NamedTuple):
-    """A part of the matrix that windows win as they move on, or lose."""
+class _Read(NamedTuple):
+    """What is added up while the matrix is read."""
 
-    scores: Float[Tensor, "rows columns"]
-    sign: int
-
-
-class _Strips(NamedTuple):
-    """What the steps are made of: two strips to be added up along each axis, and four corners."""
-
-    rightwards: tuple[_Part, _Part]
-    downwards: tuple[_Part, _Part]
-    corners: tuple[_Part, _Part, _Part, _Part]
+    first: Float64[Tensor, ""]
+    """Sum of the first window."""
+    rightwards: Float64[Tensor, "2 right"]
+    """Of the columns that enter, and of those that leave, over the first window's rows."""
+    downwards: Float64[Tensor, "2 down"]
+    """Of the rows that enter, and of those that leave, over the first window's columns."""
+    corners: Float64[Tensor, " 4"]
+    lines: Float64[Tensor, "lines column_places"]
+    """As in `_Peaks`, less the steps to the right."""
+    has_negatives: bool
 
 
 class _Peaks(NamedTuple):
@@ -90,10 +94,8 @@ def highest_window(
     column, n_further = columns[0], columns[-1] - columns[0]
     area = scores[row : last_row + n_rows, column : column + n_further + n_columns]
     if len(area) > n_rows or n_further:
-        further_down, further_right = divmod(
-            _first_highest(*_exact_gains(area, n_rows, n_columns)), n_further + 1
-        )
-        row, column = row + further_down, column + further_right
+        first = first_highest(area, n_rows, n_columns)
+        row, column = row + first // (n_further + 1), column + first % (n_further + 1)
     if not math.isfinite(total + peaks.error):
         total = float(scores[row : row + n_rows, column : column + n_columns].double().sum())
     return row, column, total
@@ -110,110 +112,101 @@ def refuse_non_finite(scores: Float[Tensor, "rows columns"]) -> None:
             )
 
 
-def _strips(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) -> _Strips:
-    n_down, n_right = scores.shape[0] - n_rows, scores.shape[1] - n_columns
-    first, above, below = scores[:n_rows], scores[:n_down], scores[n_rows:]
-    return _Strips(
-        (_Part(first[:, n_columns:], 1), _Part(first[:, :n_right], -1)),
-        (_Part(below[:, :n_columns], 1), _Part(above[:, :n_columns], -1)),
-        (
-            _Part(above[:, :n_right], 1),
-            _Part(above[:, n_columns:], -1),
-            _Part(below[:, :n_right], -1),
-            _Part(below[:, n_columns:], 1),
-        ),
-    )
-
-
 def _peaks(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) -> _Peaks:
-    n_down, n_right = scores.shape[0] - n_rows, scores.shape[1] - n_columns
-    strips = _strips(scores, n_rows, n_columns)
-    has_negatives = _has_negatives(scores, n_rows, n_columns)
-    changes, drifts, leaving, size = [], [], 0.0, 0.0
-    for axis, parts in enumerate((strips.rightwards, strips.downwards)):
-        entered, left = (_sums(part, axis, _N_ADDENDS[axis]) for part, _ in parts)
-        sizes = entered + left
-        if has_negatives:
-            sizes = parts[0].scores.abs().double().sum(axis) + parts[1].scores.abs().double().sum(axis)
-        changes.append(entered - left)
-        drifts.append(_from_zero(_SLACK * _ROUNDING * _N_ADDENDS[axis] * sizes))
-        leaving, size = leaving + float(left.sum()), size + float(sizes.sum())
-    corners = [part for part, _ in strips.corners]
-    gains, corner_sums = _gains(changes[0], changes[1], corners)
-    corner_size = sum(
-        (float(part.abs().double().sum()) for part in corners) if has_negatives else corner_sums
-    )
-    size += corner_size
+    read = _read_once(scores, n_rows, n_columns)
+    right, down = read.rightwards.sum(0), read.downwards.sum(0)
+    corner_size = float(read.corners.sum())
+    if read.has_negatives:
+        moved = strips(scores, n_rows, n_columns)
+        right, down = (
+            parts[0].scores.abs().double().sum(axis) + parts[1].scores.abs().double().sum(axis)
+            for axis, parts in enumerate((moved.rightwards, moved.downwards))
+        )
+        corner_size = sum(float(part.abs().double().sum()) for part, _ in moved.corners)
+    size = float(right.sum()) + float(down.sum()) + corner_size
     error = _SLACK * (
         _N_CORNER_ROUNDINGS * _ROUNDING * corner_size + sum(scores.shape) * _ROUNDING_DOUBLE * size
     )
-    if n_down <= n_rows and n_right <= n_columns:
-        first = _total(scores[n_down:n_rows, n_right:n_columns]) + leaving - corner_sums[0]
-    else:
-        first = _total(scores[:n_rows, :n_columns])
+    steps = read.rightwards[0] - read.rightwards[1]
     return _Peaks(
-        first=first,
-        gains=gains,
-        drift_right=drifts[0],
-        drift_down=drifts[1],
+        first=float(read.first),
+        gains=_from_zero(steps) + read.lines,
+        drift_right=_from_zero(_SLACK * _ROUNDING * _N_ADDENDS[0] * right),
+        drift_down=_from_zero(_SLACK * _ROUNDING * _N_ADDENDS[1] * down),
         error=error if size < _OVERFLOW else math.inf,
     )
 
 
-def _has_negatives(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) -> bool:
-    """Whether a sign is set outside of what lies in every window; the bits are quicker to compare than the numbers."""
+def _read_once(scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int) -> _Read:
+    """All sums from one reading of the matrix, a few rows at a time, so that they come from memory once."""
     n_down, n_right = scores.shape[0] - n_rows, scores.shape[1] - n_columns
-    parts = [scores]
-    if n_down <= n_rows and n_right <= n_columns:
-        beside = scores[n_down:n_rows]
-        parts = [scores[:n_down], scores[n_rows:], beside[:, :n_right], beside[:, n_columns:]]
-    return any(int(part.view(torch.int32).amin()) < 0 for part in parts if part.numel())
+    n_all = max(n_down, n_rows)
+    n_at_once = max(1, _N_AT_ONCE // (scores.shape[1] * _N_ROWS_A_PEAK)) * _N_ROWS_A_PEAK
+    zeros = partial(scores.new_zeros, dtype=torch.float64)
+    columns, downwards, corners = zeros(scores.shape[1]), zeros(2, n_down), zeros(4)
+    line, lines = zeros(n_right + 1), [zeros(1, n_right + 1)]
+    room = zeros(min(n_at_once, -(-n_down // _N_ROWS_A_PEAK) * _N_ROWS_A_PEAK), n_right + 1)
+    least: list[Tensor] = []
+    for start in range(0, n_all, n_at_once):
+        part = scores[start : min(start + n_at_once, n_all)]
+        least.append(part.view(torch.int32).amin())  # the bits are quicker to compare than the numbers
+        columns += _sums(part[: max(0, n_rows - start)], 0)
+        above = part[: max(0, n_down - start)]
+        if len(above):
+            end = start + len(above)
+            below = scores[n_rows + start : n_rows + end]
+            least.append(below.view(torch.int32).amin())
+            entered, left = (_sums(each[:, :n_columns], 1) for each in (below, above))
+            downwards[0, start:end], downwards[1, start:end] = entered, left
+            four = [each[:, at] for each in (above, below) for at in (slice(n_right), slice(n_columns, None))]
+            corners += torch.stack([corner.sum() for corner in four])
+            sums = _running_sums(entered - left, four, room)
+            reached = line + sums[:, -1].cumsum(0)
+            lines.append(sums.amax(1))
+            lines[-1][0] += line
+            lines[-1][1:] += reached[:-1]
+            line = reached[-1]
+    has_negatives = bool(torch.stack(least).amin() < 0)
+    rightwards = torch.stack([columns[n_columns:], columns[:n_right]])
+    return _Read(columns[:n_columns].sum(), rightwards, downwards, corners, torch.cat(lines), has_negatives)
 
 
-def _total(part: Float[Tensor, "rows columns"]) -> float:
-    return float(part.sum(1).double().sum())
-
-
-def _sums(part: Float[Tensor, "rows columns"], axis: int, n_addends: int) -> Float64[Tensor, " sums"]:
-    """Sums along an axis, groups of `n_addends` in float32."""
+def _sums(part: Float[Tensor, "rows columns"], axis: int) -> Float64[Tensor, " sums"]:
+    """Sums along an axis, groups of `_N_ADDENDS` in float32."""
+    n_addends = _N_ADDENDS[axis]
     n_groups = part.shape[axis] // n_addends
     n_whole = n_groups * n_addends
     whole, rest = part.narrow(axis, 0, n_whole), part.narrow(axis, n_whole, part.shape[axis] - n_whole)
-    groups = whole.unflatten(axis, (n_groups, n_addends)).sum(axis + 1)
-    return groups.double().sum(axis) + rest.double().sum(axis)
+    # Numbers side by side in memory go into different groups: so they are added many at a time.
+    sizes = (n_groups, n_addends) if axis == 0 else (n_addends, n_groups)
+    groups = whole.unflatten(axis, sizes).sum(1)
+    sums = groups.sum(axis, dtype=torch.float64)
+    return sums + rest.sum(axis, dtype=torch.float64) if rest.shape[axis] else sums
 
 
 def _from_zero(steps: Float64[Tensor, " steps"]) -> Float64[Tensor, " places"]:
     return torch.nn.functional.pad(steps.cumsum(0), (1, 0))
 
 
-def _gains(
-    rightwards: Float64[Tensor, " right"],
+def _running_sums(
     downwards: Float64[Tensor, " down"],
     corners: list[Float[Tensor, "down right"]],
-) -> tuple[Float64[Tensor, "lines column_places"], list[float]]:
-    """Steps added up along both axes, of each line the highest; and the sum of each corner."""
-    corner_sums = [0.0] * len(corners)
-    line = _from_zero(rightwards)
-    lines = [line]
-    for start in range(0, len(downwards), _N_ROWS_AT_ONCE):
-        rows = slice(start, start + _N_ROWS_AT_ONCE)
-        parts = [part[rows] for part in corners]
-        corner_sums = [total + float(part.sum()) for total, part in zip(corner_sums, parts, strict=True)]
-        sums = _running_sums(downwards[rows], parts)
-        for highest, last in zip(sums.amax(1), sums[:, -1], strict=True):
-            lines.append(line + highest)
-            line = line + last
-    return torch.stack(lines), corner_sums
-
-
-def _running_sums(
-    downwards: Float64[Tensor, " down"], corners: list[Float[Tensor, "down right"]]
+    room: Float64[Tensor, "_ _"],
 ) -> Float64[Tensor, "lines rows_a_line column_places"]:
-    """Steps added up along rows, and down the rows of each line; the last line repeats its last row to be full."""
-    n_rows, n_columns = corners[0].shape
+    """Steps added up along rows, and down the rows of each line, in a given room.
+
+    Args:
+        downwards: the steps in the first column.
+        corners: what the other steps are made of.
+        room: where the sums are written.
+
+    Returns:
+        The sums; the last line repeats its last row to be full.
+    """
+    n_rows = len(downwards)
     n_lines = -(-n_rows // _N_ROWS_A_PEAK)
-    steps = downwards.new_zeros(n_lines * _N_ROWS_A_PEAK, n_columns + 1)
+    steps = room[: n_lines * _N_ROWS_A_PEAK]
+    steps[n_rows:] = 0
     steps[:n_rows, 0] = downwards
     changes = corners[3] - corners[2]
     changes -= corners[1]
@@ -237,55 +230,3 @@ def _near_best(peaks: _Peaks) -> tuple[list[int], list[int]]:
     is_far = gains + drift_down[:, None] + drift_right < gains[line, column] - 2 * peaks.error
     near = (~is_far).nonzero()
     return near[:, 0].tolist(), near[:, 1].sort().values.tolist()
-
-
-def _exact_gains(
-    scores: Float[Tensor, "rows columns"], n_rows: int, n_columns: int
-) -> tuple[list[Float64[Tensor, " windows"]], int]:
-    """The windows' sums less that of the first, row by row, in digits of base 2**n_bits, and n_bits.
-
-    Digits are so small that float64 adds all of a matrix without rounding. Sums of digits are whole numbers, may be
-    negative, and may be beyond the base.
-    """
-    n_down, n_right = scores.shape[0] - n_rows, scores.shape[1] - n_columns
-    rightwards, downwards, corners = _strips(scores, n_rows, n_columns)
-    parts = [part for part, _ in (*rightwards, *downwards, *corners) if part.numel()]
-    _, exponent = math.frexp(max(float(part.abs().amax()) for part in parts))
-    n_bits = 51 - sum(part.numel() for part in parts).bit_length()
-    further = slice(1, None)
-    gains: list[Float64[Tensor, "down right"]] = []
-    for axis, place, strips in (
-        (0, (0, further), rightwards),
-        (1, (further, 0), downwards),
-        (None, (further, further), corners),
-    ):
-        for part, sign in strips:
-            for rank, digits in enumerate(_digits(part, exponent, n_bits)):
-                if rank == len(gains):
-                    gains.append(scores.new_zeros(n_down + 1, n_right + 1, dtype=torch.float64))
-                gains[rank][place] += sign * (digits if axis is None else digits.sum(axis))
-    return [digits.cumsum(1).cumsum(0).flatten() for digits in gains], n_bits
-
-
-def _digits(
-    scores: Float[Tensor, "rows columns"], exponent: int, n_bits: int
-) -> Iterator[Float64[Tensor, "rows columns"]]:
-    """Scores below 2**exponent in base 2**n_bits, with their signs, the most significant digits first."""
-    rest = scores.double() * 2.0 ** (n_bits - exponent)
-    while rest.any():
-        digits = rest.trunc()
-        yield digits
-        rest = (rest - digits) * 2.0**n_bits
-
-
-def _first_highest(gains: list[Float64[Tensor, " windows"]], n_bits: int) -> int:
-    """The first of the windows whose gain is the highest; 0 where there are no digits, all being 0."""
-    for higher, lower in zip(gains[-2::-1], gains[:0:-1], strict=True):
-        carried = (lower * 2.0**-n_bits).floor()
-        higher += carried
-        lower -= carried * 2.0**n_bits
-    best = torch.arange(len(gains[0]) if gains else 1)
-    for digits in gains:
-        best = best.to(digits.device)
-        best = best[digits[best] == digits[best].max()]
-    return int(best[0])
