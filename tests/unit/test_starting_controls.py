@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from injection_models import RANK, module_names, random_factors, student
 from transfuse.errors import TrainingError
 from transfuse.train import starting_controls
-from transfuse.train.starting_controls import norm_matched_random, pissa_factors
+from transfuse.train.starting_controls import pissa_factors, randomly_turned_factors
 from transfuse.train.starting_factors import Factors
 
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -58,7 +58,7 @@ def test_large_weights_are_sketched(monkeypatch):
 def test_random_directions_keep_every_singular_value(rows, columns, rank, seed):
     draw = generator(seed)
     given = Factors(torch.randn(rows, rank, generator=draw), torch.randn(rank, columns, generator=draw))
-    (turned,) = norm_matched_random({"x": given}, draw).values()
+    (turned,) = randomly_turned_factors({"x": given}, draw).values()
     assert turned.up.shape == given.up.shape
     assert turned.down.shape == given.down.shape
     for got, expected in [
@@ -72,7 +72,7 @@ def test_random_directions_keep_every_singular_value(rows, columns, rank, seed):
 
 def test_random_directions_are_others_each_time_and_the_same_from_one_seed():
     factors = random_factors(student())
-    one, again, other = (norm_matched_random(factors, generator(seed))[QUERY] for seed in (0, 0, 1))
+    one, again, other = (randomly_turned_factors(factors, generator(seed))[QUERY] for seed in (0, 0, 1))
     assert torch.equal(one.up, again.up)
     given = factors[QUERY].up @ factors[QUERY].down
     for pair in (one, other):
@@ -85,7 +85,7 @@ def test_directions_are_drawn_evenly():
     # A lone column's first entry is as often positive as negative; QR's own sign would make it one of them.
     one = {"x": Factors(torch.ones(2, 1), torch.ones(1, 2))}
     draw = generator()
-    signs = [float(norm_matched_random(one, draw)["x"].up[0, 0].sign()) for _ in range(200)]
+    signs = [float(randomly_turned_factors(one, draw)["x"].up[0, 0].sign()) for _ in range(200)]
     assert abs(sum(signs)) < 60
 
 

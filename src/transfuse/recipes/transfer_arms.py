@@ -29,7 +29,7 @@ from transfuse.train.batches import TrainingRow
 from transfuse.train.folded_adapters import save_folded_adapter
 from transfuse.train.loop import TrainingSummary, train
 from transfuse.train.settings import LoraSettings, TrainSettings
-from transfuse.train.starting_controls import norm_matched_random, pissa_factors
+from transfuse.train.starting_controls import pissa_factors, randomly_turned_factors
 from transfuse.train.starting_factors import Factors, attach_starting_factors
 from transfuse.transfer.adapter_deltas import attach_deltas
 
@@ -200,7 +200,7 @@ def attach_arm(
     if starts.extraction is not None and arm in ("parametric", "random-block", "norm-matched-random"):
         factors = starts.extraction.random_block() if arm == "random-block" else starts.extraction.start()
         if arm == "norm-matched-random":
-            factors = norm_matched_random(factors, generator)
+            factors = randomly_turned_factors(factors, generator)
         return attach_starting_factors(model, lora, factors), True
     return attach_lora(model, lora.model_copy(update={"targets": names}) if names else lora), False
 

@@ -41,7 +41,7 @@ def pissa_factors(
 
 
 @torch.no_grad()
-def norm_matched_random(factors: Mapping[str, Factors], generator: torch.Generator) -> dict[str, Factors]:
+def randomly_turned_factors(factors: Mapping[str, Factors], generator: torch.Generator) -> dict[str, Factors]:
     """Random directions of the same strengths: every singular value stays, of each factor and of their product.
 
     Args:

@@ -129,7 +129,7 @@ def attach_deltas(model: PreTrainedModel, deltas: Mapping[str, CarriedDelta]) ->
     return adapted.eval()
 
 
-def norm_matched_random(
+def random_deltas_of_like_norm(
     deltas: Mapping[str, CarriedDelta], generator: torch.Generator
 ) -> dict[str, CarriedDelta]:
     """Random deltas of the same shapes, ranks and Frobenius norms: the control of anything carried.
