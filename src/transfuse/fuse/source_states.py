@@ -110,6 +110,10 @@ def source_states(
     Returns:
         The states; those of which no kept token has a counterpart are not taught.
     """
+    if not len(source.token_ids):  # it keeps nothing of the text
+        shape = (len(aligned.is_taught), source.top_ids.shape[1])
+        nothing = np.full(shape, -np.inf, dtype=np.float32)
+        return MappedStates(np.zeros(shape, dtype=np.int32), nothing, np.zeros(shape[0], dtype=bool))
     mapped = map_distributions(
         source.top_ids[aligned.source_state],
         source.top_log_probs[aligned.source_state],

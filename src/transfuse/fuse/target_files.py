@@ -80,13 +80,14 @@ def write_targets(
                     append("chunk_tokens", np.stack([piece.chunks.start, piece.chunks.end], axis=1))
                     append("chunk_log_probs", piece.chunks.log_probs)
                 else:
-                    append("kept_ids", _padded(piece.states.token_ids, n_kept, 0))
+                    append("kept_ids", _padded(piece.states.token_ids, n_kept, 0.0))
                     append("kept_log_probs", _padded(piece.states.log_probs, n_kept, -np.inf))
                     append("sources", piece.states.source)
         header = {
             "format": FORMAT,
             "n_pieces": n_pieces,
             "n_tokens": n_tokens,
+            "n_chunks": n_chunks,
             "n_kept": n_kept,
             "arrays": {name: np.dtype(each).str for name, each in types.items()},
             "settings": settings.model_dump(mode="json"),
@@ -111,7 +112,9 @@ class TargetRows(Sequence[TrainingRow]):
         header = _read_header(folder)
         self._is_plain = is_plain
         self._settings = FusionSettings.model_validate(header["settings"])
-        n_kept, n_tokens, n_pieces = header["n_kept"], header["n_tokens"], header["n_pieces"]
+        n_kept, n_tokens, n_pieces, n_chunks = (
+            header[name] for name in ("n_kept", "n_tokens", "n_pieces", "n_chunks")
+        )
         shapes = {
             "token_ids": (n_tokens,),
             "piece_ends": (n_pieces,),
@@ -119,8 +122,8 @@ class TargetRows(Sequence[TrainingRow]):
             "kept_log_probs": (n_tokens, n_kept),
             "sources": (n_tokens,),
             "chunk_ends": (n_pieces,),
-            "chunk_tokens": (-1, 2),
-            "chunk_log_probs": (-1,),
+            "chunk_tokens": (n_chunks, 2),
+            "chunk_log_probs": (n_chunks,),
         }
         self._arrays = {
             name: _open_array(folder / f"{name}.bin", np.dtype(kind), shapes[name])
@@ -213,8 +216,8 @@ def _padded(values: np.ndarray, n_kept: int, pad: float) -> np.ndarray:
 
 def _read_header(folder: Path) -> dict[str, Any]:
     try:
-        header: dict[str, Any] = json.loads((folder / HEADER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+        header: dict[str, Any] = dict(json.loads((folder / HEADER_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as err:
         raise DataError(
             f"{folder}: expected fused targets with {HEADER_FILE}, got {err}; run the stage again."
         ) from err
@@ -234,11 +237,11 @@ def _open_array(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> np.ndarra
         raise DataError(
             f"{path}: expected fused targets, got '{err.strerror}'; run the stage again."
         ) from err
-    if expected >= 0 and n_bytes != expected:
+    if n_bytes != expected:
         raise DataError(
             f"{path}: expected {expected} bytes, got {n_bytes}: cut short or of another run; delete the folder and run "
             "the same command again."
         )
     if not n_bytes:
-        return np.zeros([max(0, size) for size in shape], dtype=kind)
+        return np.zeros(shape, dtype=kind)  # a file of no bytes cannot be mapped
     return np.memmap(path, dtype=kind, mode="r").reshape(shape)

@@ -134,12 +134,11 @@ def _yaml(recipe: Mapping[str, Any]) -> str:
 
 def _remove_temporaries(path: Path) -> None:
     """Remove what a killed process had half written; the folder is held, so nobody writes it now."""
-    for folder in (path, *(entry for entry in path.iterdir() if entry.is_dir())):
-        for left in folder.glob(".*.*"):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+    for left in list(path.rglob(".*.*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def key_digest(key: Mapping[str, Any]) -> str:

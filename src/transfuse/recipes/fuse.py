@@ -17,7 +17,14 @@ from transfuse.io.references import check_model_folder, resolve_model
 from transfuse.io.run_folder import RunFolder, open_run
 from transfuse.recipes.fuse_arms import ArmRun, join_trainings, merge_arms, train_arm
 from transfuse.recipes.fuse_check import Pairs, check_pairs
-from transfuse.recipes.fuse_lessons import TARGET, CachedSource, Lesson, cache_sources, make_lesson
+from transfuse.recipes.fuse_lessons import (
+    TARGET,
+    CachedSource,
+    Lesson,
+    cache_sources,
+    check_caches,
+    make_lesson,
+)
 from transfuse.recipes.fuse_measure import (
     Measured,
     MeasuredSource,
@@ -107,7 +114,9 @@ def _check_inputs(recipe: FuseRecipe) -> Tokenizers:
             check_model_folder(source.path)
         model_fingerprint(reference)
     piece_limit(recipe)
-    return load_tokenizers(recipe)
+    tokenizers = load_tokenizers(recipe)
+    check_caches(recipe, tokenizers)
+    return tokenizers
 
 
 def _measures_sources(recipe: FuseRecipe) -> bool:

@@ -12,7 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from transfuse.evaluate.bits_per_byte import load_texts
 from transfuse.fuse.coverage import PairCoverage, pair_coverage
 from transfuse.fuse.pieces import cut_texts
-from transfuse.fuse.vocabulary_map import VocabularyMap, map_summary, map_vocabulary
+from transfuse.fuse.vocabulary_map import (
+    UNMAPPED_DISTANCE,
+    VocabularyMap,
+    map_summary,
+    map_vocabulary,
+)
+from transfuse.io.configs import load_config
 from transfuse.io.files import write_json
 from transfuse.io.fingerprint import tokenizer_fingerprint
 from transfuse.io.run_folder import RunFolder
@@ -111,10 +117,23 @@ def pairs_of(recipe: FuseRecipe) -> list[dict[str, Any]]:
 
 
 def _map(recipe: FuseRecipe, tokenizers: Tokenizers, name: str, display: Display) -> VocabularyMap:
+    """From one vocabulary to the target's: its own is mapped to itself, control tokens and all."""
+    kind = recipe.fusion.map
     source = tokenizers.target if name == TARGET else tokenizers.sources[name]
-    kind = "exact" if name == TARGET else recipe.fusion.map
-    with display.bar(f"vocabulary of {name}") as advance:
-        return map_vocabulary(source, tokenizers.target, kind, on_strings=without_note(advance))
+    if tokenizer_fingerprint(source) == tokenizer_fingerprint(tokenizers.target):
+        n_ids = len(token_bytes(source))
+        mapped = VocabularyMap(np.arange(n_ids, dtype=np.int32), np.zeros(n_ids, dtype=np.uint8), kind)
+    else:
+        with display.bar(f"vocabulary of {name}") as advance:
+            mapped = map_vocabulary(source, tokenizers.target, kind, on_strings=without_note(advance))
+    # Tokens added to a tokenizer (for padding, say) may have no row in its model.
+    config = load_config(recipe.target, trust_remote_code=recipe.trust_remote_code).get_text_config()
+    is_known = mapped.target_ids < config.vocab_size
+    return VocabularyMap(
+        np.where(is_known, mapped.target_ids, -1),
+        np.where(is_known, mapped.distances, UNMAPPED_DISTANCE),
+        mapped.kind,
+    )
 
 
 def _told(

@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfuse.errors import DataError
+from transfuse.errors import CacheError
 from transfuse.fuse.distributions import write_distributions
 from transfuse.fuse.fusion_settings import FusionSettings
 from transfuse.fuse.source_states import plain_tokens
 from transfuse.fuse.target_files import TargetRows, write_targets
 from transfuse.fuse.targets import FusedPiece, FusionSource, fuse_piece
 from transfuse.fuse.vocabulary_map import VocabularyMap
-from transfuse.io.distribution_cache import DistributionCache, refuse_other_texts
+from transfuse.io.distribution_cache import DistributionCache, refuse_other_texts, verify
 from transfuse.io.files import write_json
 from transfuse.io.fingerprint import model_fingerprint, tokenizer_fingerprint
 from transfuse.io.models import load_model
@@ -80,27 +81,42 @@ def cache_sources(
         CacheError: a cache that was given is of other texts or of another tokenizer.
     """
     references = dict(zip(recipe.names, recipe.sources, strict=True))
-    if recipe.fusion.with_target or "distilled" in recipe.controls:
+    if recipe.fusion.with_target:
         references = {TARGET: recipe.target, **references}
     found: dict[str, CachedSource] = {}
     for name, reference in references.items():
         if name in recipe.caches:
-            tokenizer = tokenizers.target if name == TARGET else tokenizers.sources[name]
-            found[name] = _given(recipe.caches[name], name, pieces, tokenizer_fingerprint(tokenizer))
+            cache = DistributionCache.open(recipe.caches[name])
+            refuse_other_texts(cache, pieces.texts, "the pieces of this run")
+            found[name] = CachedSource(name, cache, cache.header.model_dump_json(), 0.0)
         else:
             found[name] = _passed(recipe, run, display, pieces, name, reference)
     return found
 
 
-def _given(folder: Path, name: str, pieces: DomainPieces, fingerprint: str) -> CachedSource:
-    cache = DistributionCache.open(folder)
-    if cache.header.tokenizer_fingerprint != fingerprint:
-        raise DataError(
-            f"{folder}: expected the distributions of source {name!r}, got those of a model with another tokenizer "
-            f"({cache.header.model}); give the cache that belongs to it, or leave it out of `caches`."
-        )
-    refuse_other_texts(cache, pieces.texts, "the pieces of this run")
-    return CachedSource(name, cache, cache.header.model_dump_json(), 0.0)
+def check_caches(recipe: FuseRecipe, tokenizers: Tokenizers) -> None:
+    """Look at the caches that were given, before anything is made.
+
+    Args:
+        recipe: names them.
+        tokenizers: of the models.
+
+    Raises:
+        CacheError: one is missing, unfinished, cut short, of another tokenizer, or keeps too little.
+    """
+    for name, folder in recipe.caches.items():
+        header = DistributionCache.open(folder).header
+        tokenizer = tokenizers.target if name == TARGET else tokenizers.sources[name]
+        if header.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
+            raise CacheError(
+                f"{folder}: expected the distributions of source {name!r}, got those of a model with another tokenizer "
+                f"({header.model}); give the cache that belongs to it, or leave it out of `caches`."
+            )
+        if header.k == 0 and recipe.fusion.divergence != "chunk-likelihood":
+            raise CacheError(
+                f"{folder}: keeps no tokens (k = 0), but divergence {recipe.fusion.divergence} learns them; make it "
+                "with --set k=10, or give --loss chunk-likelihood."
+            )
 
 
 def _passed(
@@ -129,7 +145,19 @@ def _passed(
                     rebuild=True,
                     on_tokens=without_note(advance),
                 )
-    return CachedSource(name, DistributionCache.open(folder), stage.key, run.stages[-1].seconds)
+    with _own(stage.folder):
+        return CachedSource(name, DistributionCache.open(folder), stage.key, run.stages[-1].seconds)
+
+
+@contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """Say how a damaged cache of the run itself is made anew."""
+    try:
+        yield
+    except CacheError as err:
+        raise CacheError(
+            f"{err}\nThis cache is the run's own: delete {folder} and run the same command again."
+        ) from err
 
 
 def make_lesson(
@@ -156,6 +184,10 @@ def make_lesson(
 
     Returns:
         Where the targets lie.
+
+    Raises:
+        CacheError: a cache is not the one that was written.
+        RunFolderError: the disk is full.
     """
     settings = {k: v for k, v in recipe.fusion.model_dump(mode="json").items() if k not in WITHOUT_EFFECT}
     key = {
@@ -169,6 +201,12 @@ def make_lesson(
             sources = [
                 _fusion_source(each.name, maps[each.name], tokenizers, recipe.fusion) for each in caches
             ]
+            for each in caches:
+                if each.name in recipe.caches:
+                    verify(each.cache)
+                else:
+                    with _own(each.cache.folder.parent):
+                        verify(each.cache)
             started = time.monotonic()
             n_kept = recipe.fusion.n_kept or max(each.cache.header.k for each in caches)
             with display.bar(f"fusing, {name}") as advance:

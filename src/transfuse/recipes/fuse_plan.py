@@ -95,7 +95,12 @@ def fusion_plan(recipe: FuseRecipe, rates: Rates) -> FusionPlan:
     models = [
         _planned(recipe, name, reference, tokenizer, pieces, share, rates, is_passed=is_passed)
         for name, reference, tokenizer, is_passed in [
-            (TARGET, recipe.target, tokenizers.target, recipe.fusion.with_target),
+            (
+                TARGET,
+                recipe.target,
+                tokenizers.target,
+                recipe.fusion.with_target and TARGET not in recipe.caches,
+            ),
             *(
                 (name, reference, tokenizers.sources[name], name not in recipe.caches)
                 for name, reference in zip(recipe.names, recipe.sources, strict=True)
