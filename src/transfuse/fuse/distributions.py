@@ -51,7 +51,7 @@ def write_distributions(
         settings: what is kept.
         seed: of draws; without meaning where nothing is drawn.
         rebuild: whether another cache that is there may be replaced, and damaged shards written anew.
-        on_tokens: told after each pass; tokens that were there already count as done.
+        on_tokens: told at the beginning and after each pass; tokens that were there already count as done.
 
     Returns:
         The finished cache.
@@ -66,6 +66,7 @@ def write_distributions(
     n_tokens = [len(each.token_ids) for each in spans]
     plan = cache_plan(loaded, settings, digests, sum(n_tokens), seed=seed)
     with open_cache_writer(folder, plan, n_tokens, rebuild=rebuild) as writer:
+        on_tokens(writer.n_tokens_done, plan.n_tokens)
         logits = PositionLogits(loaded.model, loaded.precision) if writer.missing else None
         for number in writer.missing:
             assert logits is not None  # noqa: S101 - for the type checker
@@ -81,7 +82,6 @@ def write_distributions(
                 on_tokens=lambda n, before=n_before: on_tokens(before + n, plan.n_tokens),
             )
             writer.write_shard(number, found, digests[inside.start : inside.stop])
-        on_tokens(plan.n_tokens, plan.n_tokens)
         return writer.finish(texts if settings.keep_texts else None)
 
 

@@ -92,7 +92,9 @@ def written_text(cache: DistributionCache, n_texts: int) -> str:
         One or two lines.
     """
     header = cache.header
-    size = f"{cache.bytes_per_token:.1f} bytes a token in {len(header.shards):,} shards"
+    n_shards = len(header.shards)
+    files = f"{n_shards:,} shard{'' if n_shards == 1 else 's'}"
+    size = f"{cache.bytes_per_token:.1f} bytes a token in {files}"
     lines = [
         f"{cache.folder}: {header.n_tokens:,} tokens of {header.n_texts:,} pieces of {n_texts:,} texts; {size}."
     ]
