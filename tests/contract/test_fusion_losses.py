@@ -1,11 +1,17 @@
 """Fusion losses equal plain transformers and dense torch: head in chunks or whole, rows packed or one by one."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -26,7 +32,7 @@ from transfuse.errors import TrainingError
 from transfuse.tensors.sparse_divergences import DIVERGENCES
 from transfuse.train import loop
 from transfuse.train.adapters import attach_lora
-from transfuse.train.batches import LazyRows, TrainingPass, TrainingRow, packed_passes, padded_passes
+from transfuse.train.batches import LazyRows, Rows, TrainingPass, TrainingRow, packed_passes, padded_passes
 from transfuse.train.chunked_head import OutputHead, find_head
 from transfuse.train.loop import TrainingSummary, train
 from transfuse.train.objective import AnswerLoss, move_pass, why_not_chunked
@@ -223,7 +229,7 @@ def test_a_model_that_does_more_to_its_logits_is_found_out():
     assert reason.startswith("logits of the head alone differ from the model's by 0.09")
 
 
-def run(folder, model: torch.nn.Module, rows, **settings: object) -> TrainingSummary:
+def run(folder: Path, model: torch.nn.Module, rows: Rows, **settings: object) -> TrainingSummary:
     return train(
         model,
         rows,
@@ -234,12 +240,6 @@ def run(folder, model: torch.nn.Module, rows, **settings: object) -> TrainingSum
         compute_dtype=torch.float32,
         pad_id=PAD,
         folder=folder,
-    )
-
-
-def adapted_head(**settings: object) -> torch.nn.Module:
-    return get_peft_model(
-        tiny(), LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], **settings)
     )
 
 
@@ -420,3 +420,103 @@ def test_uneven_rows_are_found_when_they_are_made(tmp_path):
         run(tmp_path, tiny(), Counted(rows))
     with pytest.raises(TrainingError, match="expected training rows, got none"):
         run(tmp_path, tiny(), Counted([]))
+
+
+# Several processes
+
+TWO_PROCESSES = """
+import json, sys
+from pathlib import Path
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transfuse.train import loop
+sys.path.insert(0, sys.argv[1])
+from test_fusion_losses import KINDS_OF_TEAMS, TEAM, model_of_team, rows_of, run, weights_of
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[2])
+for kind in KINDS_OF_TEAMS:
+    model = model_of_team()
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        with torch.no_grad():
+            model.lm_head.weight.zero_()  # the first process's weights count
+    sharded = []
+    monitored = loop.shard
+    loop.shard = lambda objective, *rest: (monitored(objective, *rest), sharded.append(objective))
+    summary = run(folder / kind, model, rows_of(kind, n=9), **TEAM)
+    loop.shard = monitored
+    assert len(sharded) == (sys.argv[3] == "fsdp")
+    for objective in sharded:
+        # Every weight is spread, and each of the two layers is a unit of its own.
+        assert all(isinstance(weight, DTensor) for weight in objective.parameters())
+        assert sum(isinstance(module, FSDPModule) for module in objective.modules()) == 3
+    for weight in model.parameters():
+        assert type(weight) is torch.nn.Parameter and weight.device.type == "cpu", weight
+    curve = [[log.loss, log.grad_norm] for log in summary.curve]
+    told = {"curve": curve, "weights": weights_of(model).tolist(), "size": torch.distributed.get_world_size()}
+    (folder / f"{kind}-{torch.distributed.get_rank()}.json").write_text(json.dumps(told))
+torch.distributed.destroy_process_group()
+"""
+KINDS_OF_TEAMS = ["forward-kl", "alm"]
+TEAM = {"checkpoint_s": 1e-9, "max_tokens_per_pass": 40, "head": "chunked"}
+ENGINES = {
+    "ddp": {},
+    "fsdp": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    },
+}
+
+
+def model_of_team() -> PreTrainedModel:
+    return tiny("llama")
+
+
+def weights_of(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten()[:50] for weight in model.parameters()]).double()
+
+
+def launch(folder: Path, engine: str) -> subprocess.CompletedProcess[str]:
+    """Train in two processes, as `accelerate launch` starts them where there are several devices."""
+    folder.mkdir(exist_ok=True)
+    (folder / "script.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(folder / "script.py"), str(Path(__file__).parent), str(folder), engine]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **ENGINES[engine]}
+    return subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_train_as_one(tmp_path, engine):
+    ended = launch(tmp_path / engine, engine)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for kind in KINDS_OF_TEAMS:
+        model = model_of_team()
+        alone = run(tmp_path / "alone" / kind, model, rows_of(kind, n=9), **TEAM)
+        for rank in (0, 1):
+            told = json.loads((tmp_path / engine / f"{kind}-{rank}.json").read_text())
+            assert told["size"] == 2
+            # Gradients are compared as well: AdamW forgives a wrong factor.
+            for (loss, grad_norm), log in zip(told["curve"], alone.curve, strict=True):
+                assert loss == pytest.approx(log.loss, abs=1e-4)
+                assert grad_norm == pytest.approx(log.grad_norm, rel=1e-4)
+            weights = torch.tensor(told["weights"], dtype=torch.float64)
+            assert (weights - weights_of(model)).norm() < 1e-4 * weights.norm()
+        # What one process saved, the other kind of run can go on from.
+        theirs, ours = (
+            load_file(tmp_path / part / kind / "checkpoint" / "weights.safetensors")
+            for part in (engine, "alone")
+        )
+        assert theirs.keys() == ours.keys()
+        for name, weight in ours.items():
+            torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=1e-4)

@@ -12,6 +12,8 @@ from transfuse.train.batches import (
     packed_passes,
     padded_passes,
     plan_epoch,
+    probe_rows,
+    row_lengths,
 )
 
 PAD = 99
@@ -230,3 +232,31 @@ def test_a_row_that_fits_no_pass_has_its_own(max_tokens):
         if batch.input_ids.numel() >= 30
     ]
     assert [batch.input_ids.shape for batch in alone] == [(1, 30), (1, 30)]
+
+
+class Lazy:
+    """Rows made when asked for."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths, self.made = lengths, []
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int, /) -> TrainingRow:
+        self.made.append(index)
+        return TrainingRow([index + 5] * self.lengths[index], 1)
+
+
+def test_rows_made_when_asked_for_are_measured_without_being_made():
+    lazy = Lazy([9, 4, 7])
+    assert row_lengths(lazy) == [9, 4, 7]
+    assert lazy.made == []
+    assert row_lengths([lazy[0], lazy[1]]) == [9, 4]
+
+
+def test_of_rows_made_when_asked_for_only_the_shortest_are_probed():
+    lazy = Lazy([200 - n for n in range(150)])
+    found = probe_rows(lazy)
+    assert [len(row.token_ids) for row in found] == [51, 52]
+    assert sorted(lazy.made) == list(range(86, 150))

@@ -13,10 +13,16 @@ from torch.optim import Optimizer
 
 from transfuse.errors import TrainingError
 from transfuse.io.files import atomic_folder
+from transfuse.train.sharding import spread_like, whole
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: Optimizer, progress: Mapping[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    progress: Mapping[str, Any],
+    *,
+    is_writer: bool = True,
 ) -> None:
     """Write the trained weights, the optimizer's state and the progress; an earlier checkpoint is replaced.
 
@@ -25,16 +31,20 @@ def save_checkpoint(
         model: weights that need a gradient are written.
         optimizer: its state is written, parameter by parameter.
         progress: JSON values: step, curve, counts.
+        is_writer: whether this process writes. Where weights are spread over processes, all of them must call this
+            function, since it takes all to gather the whole.
 
     Raises:
         RunFolderError: the folder cannot be written, or the disk is full; the earlier checkpoint stays.
     """
-    weights = {name: weight.detach().contiguous() for name, weight in _trained(model).items()}
+    weights = {name: whole(weight.detach()).contiguous() for name, weight in _trained(model).items()}
     names = {id(weight): name for name, weight in _trained(model).items()}
     moments: dict[str, Tensor] = {}
     for weight, state in optimizer.state.items():
         for key, value in state.items():
-            moments[f"{names[id(weight)]}/{key}"] = torch.as_tensor(value).detach().contiguous()
+            moments[f"{names[id(weight)]}/{key}"] = whole(torch.as_tensor(value).detach()).contiguous()
+    if not is_writer:
+        return
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / "weights.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
@@ -63,10 +73,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> dic
         progress: dict[str, Any] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
         with torch.no_grad():
             for name, weight in _trained(model).items():
-                weight.copy_(weights[name])
+                weight.copy_(spread_like(weights[name], weight))
                 state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
                 optimizer.state[weight] = {
-                    key: value if key == "step" else value.to(weight.device) for key, value in state.items()
+                    key: value if key == "step" else spread_like(value, weight)
+                    for key, value in state.items()
                 }
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
         raise TrainingError(

@@ -7,14 +7,15 @@ run that was killed continues from its checkpoint to the same weights.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import get_scheduler
 
@@ -33,6 +34,7 @@ from transfuse.train.checkpoints import load_checkpoint, save_checkpoint
 from transfuse.train.chunked_head import CHUNK_BYTES, find_head
 from transfuse.train.objective import AnswerLoss, move_pass, why_not_chunked, why_not_packed
 from transfuse.train.settings import TrainSettings
+from transfuse.train.sharding import gathered_at_last, give_back, is_sharded, shard, training_copy, whole
 from transfuse.train.soft_targets import refuse_uneven_targets
 from transfuse.train.trackers import Trackers
 
@@ -143,9 +145,9 @@ def train(
                 log.step, {"loss": log.loss, "learning_rate": log.learning_rate, "grad_norm": log.grad_norm}
             )
             on_step(run.progress(log))
-            if time.monotonic() - last_save > settings.checkpoint_s:
-                run.save()
-                last_save = time.monotonic()
+        if run.agrees(time.monotonic() - last_save > settings.checkpoint_s):
+            run.save()
+            last_save = time.monotonic()
     trackers.end()
     run.finish()
     return run.summary
@@ -167,15 +169,20 @@ class _Run:
     ) -> None:
         self._rows, self._settings, self._seed, self._pad_id = rows, settings, seed, pad_id
         self._lengths = row_lengths(rows)
-        self._model, self._accelerator = model, accelerator
+        self._accelerator, self._device = accelerator, _device_of(model)
+        self._given, self._is_sharded = model, is_sharded(accelerator)
+        if self._is_sharded:
+            model = training_copy(model, accelerator)
+        self._model = model
         self._checkpoint = folder / "checkpoint"
         if settings.gradient_checkpointing:
             _without_deprecation(model.gradient_checkpointing_enable, {"use_reentrant": False})
             if hasattr(model, "enable_input_require_grads"):
                 model.enable_input_require_grads()  # type: ignore[operator]
         objective = AnswerLoss(model, compute_dtype)
-        warnings = _choose_head(objective, rows, settings, pad_id, accelerator.device)
-        is_packed, packing_warnings = _choose_packing(objective, rows, settings, pad_id, accelerator.device)
+        device = _device_of(model)
+        warnings = _choose_head(objective, rows, settings, pad_id, device)
+        is_packed, packing_warnings = _choose_packing(objective, rows, settings, pad_id, device)
         batches = math.ceil(len(rows) / settings.batch_rows)
         self._steps_per_epoch = math.ceil(batches / settings.gradient_accumulation)
         self.summary = TrainingSummary(
@@ -184,6 +191,11 @@ class _Run:
             is_packed=is_packed,
             warnings=[*warnings, *packing_warnings],
         )
+        self._objective: nn.Module = objective
+        if self._is_sharded:
+            shard(objective, objective.units, accelerator)
+        else:
+            self._objective = accelerator.prepare(objective)
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._weights,
@@ -198,7 +210,6 @@ class _Run:
             num_training_steps=self.summary.n_steps,
         )
         self._share_of_peak: Callable[[int], float] = schedule.lr_lambdas[0]  # type: ignore[attr-defined]
-        self._objective: nn.Module = accelerator.prepare(objective)
         self._epoch_plan: tuple[int, list[list[int]]] = (-1, [])
 
     def resume(self) -> int:
@@ -212,13 +223,23 @@ class _Run:
         return len(self.summary.curve)
 
     def save(self) -> None:
-        """Write a checkpoint of the steps done so far."""
+        """Write a checkpoint of the steps done so far; every process whose weights are spread takes part."""
         progress: dict[str, Any] = {
             "n_tokens": self.summary.n_tokens,
             "seconds": self.summary.seconds,
             "curve": [asdict(log) for log in self.summary.curve],
         }
-        save_checkpoint(self._checkpoint, self._model, self._optimizer, progress)
+        is_main = self._accelerator.is_main_process
+        if is_main or self._is_sharded:
+            save_checkpoint(self._checkpoint, self._model, self._optimizer, progress, is_writer=is_main)
+
+    def agrees(self, is_wanted: bool) -> bool:
+        """What the first process wants, where all have to take part in it."""
+        if not self._is_sharded:
+            return is_wanted
+        box = [is_wanted]
+        broadcast_object_list(box)
+        return box[0]
 
     def step(self, step: int) -> StepLog:
         """Do one optimizer step."""
@@ -230,9 +251,9 @@ class _Run:
             group["lr"] = learning_rate
         members = self._step_rows(step)
         loss = self._backward(members, sum(sum(row.weights) for row in members))
-        grad_norm = float(nn.utils.clip_grad_norm_(self._weights, settings.max_grad_norm))
+        grad_norm = float(whole(nn.utils.clip_grad_norm_(self._weights, settings.max_grad_norm)))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            if accelerator.is_main_process and step and not self._checkpoint.is_dir():
+            if self.agrees(bool(step) and not self._checkpoint.is_dir()):
                 self.save()  # none was due yet, and the weights of the step before are still in place
             raise self._not_finite(step, loss, grad_norm, learning_rate)
         self._optimizer.step()
@@ -260,9 +281,11 @@ class _Run:
     def finish(self) -> None:
         """Leave the model as an ordinary one, in evaluation mode."""
         self._accelerator.wait_for_everyone()
-        if self._settings.gradient_checkpointing:
+        if self._is_sharded:
+            give_back(self._model, self._given, self._device)
+        elif self._settings.gradient_checkpointing:
             _without_deprecation(self._model.gradient_checkpointing_disable)
-        self._model.eval()
+        self._given.eval()
 
     def _step_rows(self, step: int) -> list[TrainingRow]:
         epoch, within = divmod(step, self._steps_per_epoch)
@@ -284,10 +307,10 @@ class _Run:
         """Add up the gradients of a step; its mean loss per target token over all processes, in nats."""
         accelerator = self._accelerator
         total = torch.zeros((), device=accelerator.device)
-        passes = list(self._passes(members))
+        passes = self._passes(members)
         for n_pass, (batch, weight) in enumerate(passes):
             is_last = n_pass == len(passes) - 1
-            with nullcontext() if is_last else accelerator.no_sync(self._objective):
+            with self._exchange(is_last):
                 loss_nats: Tensor = self._objective(**move_pass(batch, accelerator.device)) * weight
                 # Data-parallel engines average gradients over processes; the mean here is over all targets.
                 accelerator.backward(loss_nats * (accelerator.num_processes / total_weight))
@@ -295,7 +318,13 @@ class _Run:
         summed = accelerator.reduce(total, reduction="sum")
         return float(summed) / total_weight  # type: ignore[arg-type]
 
-    def _passes(self, members: list[TrainingRow]) -> Iterator[tuple[TrainingPass, float]]:
+    def _exchange(self, is_last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged after a step's last pass alone."""
+        if self._is_sharded:
+            return gathered_at_last(self._objective, is_last)
+        return nullcontext() if is_last else self._accelerator.no_sync(self._objective)
+
+    def _passes(self, members: list[TrainingRow]) -> list[tuple[TrainingPass, float]]:
         """This process's share of a step, with the weight of each pass."""
         accelerator, limit = self._accelerator, self._settings.max_tokens_per_pass
         own = members[accelerator.process_index :: accelerator.num_processes]
@@ -307,8 +336,12 @@ class _Run:
             if self.summary.is_packed
             else padded_passes(share, limit, self._pad_id)
         )
-        for batch in batches:
-            yield batch, weight
+        passes = [(batch, weight) for batch in batches]
+        if self._is_sharded:
+            # Each pass gathers the weights, so every process must do as many.
+            counts: Any = accelerator.gather(torch.tensor([len(passes)], device=accelerator.device))
+            passes += [(passes[-1][0], 0.0)] * (int(counts.max()) - len(passes))
+        return passes
 
     def _not_finite(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> TrainingError:
         kept = (

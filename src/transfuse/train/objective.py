@@ -43,6 +43,8 @@ class AnswerLoss(nn.Module):
         self.model = model
         self.compute_dtype = compute_dtype
         base = getattr(model, "get_base_model", lambda: model)()
+        self.units: list[str] = sorted(getattr(base, "_no_split_modules", None) or [])
+        """Class names of the modules that must not be taken apart, such as decoder layers."""
         self._attention: str | None = getattr(base.config, "_attn_implementation", None)
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._head: OutputHead | None = None
