@@ -193,7 +193,9 @@ def test_training_from_a_finished_extraction(
     assert {row["name"] for row in report["rows"]} == {"student", "parametric"}
 
 
-def test_a_new_student_of_a_given_shape(transfuse: Callable, line: Callable, tmp_path: Path) -> None:
+def test_a_new_student_of_a_given_shape(
+    transfuse: Callable, line: Callable, read_report: Callable, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     shape = "n_layers=2,hidden=32,n_heads=4,n_kv_heads=2,n_neurons=64"
@@ -204,6 +206,9 @@ def test_a_new_student_of_a_given_shape(transfuse: Callable, line: Callable, tmp
     assert done.code == 0, done.err
     model = AutoModelForCausalLM.from_pretrained(out / "model")
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (32, 2)
+    report = read_report(out)
+    assert report["title"].startswith("teacher into a new student (n_layers 2, hidden 32, ")
+    assert report["transfer"]["rank"] is None  # its blocks are whole
 
 
 @pytest.mark.parametrize("method", ["online-distillation", "offline-distillation", "lora"])

@@ -288,12 +288,12 @@ def _told(
     roles: list[Role] = list(dict.fromkeys(role for each in extractions for role in each.scores))
     return {
         "teacher": recipe.teacher,
-        "student": recipe.student,
+        "student": recipe.student_name,
         "method": recipe.method,
         "engine": engine,
         "reduce": recipe.extract.reduce,
         "layer_choice": recipe.extract.layers,
-        "rank": recipe.train.lora.rank,
+        "rank": recipe.train.lora.rank if recipe.result == "adapter" else None,
         "n_seeds_samples": summary.n_samples,
         "n_samples_cut": summary.n_cut,
         "n_sample_tokens": summary.n_tokens,

@@ -211,7 +211,7 @@ def _without_extraction(recipe: TransferRecipe) -> dict[str, Any] | None:
 
 def _title(recipe: TransferRecipe) -> str:
     teacher, student = (
-        Path(name).name if name else "no teacher" for name in (recipe.teacher, recipe.student)
+        Path(name).name if name else "no teacher" for name in (recipe.teacher, recipe.student_name)
     )
     return f"{teacher} into {student}"
 

@@ -118,6 +118,14 @@ class TransferRecipe(StrictModel):
         )
 
     @property
+    def student_name(self) -> str:
+        """What a report calls the student: its reference, or the sizes of a new one."""
+        if self.shape is None:
+            return self.student
+        sizes = self.shape.model_dump(exclude_none=True)
+        return f"a new student ({', '.join(f'{name} {size}' for name, size in sizes.items())})"
+
+    @property
     def arms(self) -> list[Control]:
         """The method and its controls, each once."""
         return list(dict.fromkeys([self.method, *self.controls]))
