@@ -360,12 +360,13 @@ def _choose_head(
     objective: AnswerLoss, rows: Rows, settings: TrainSettings, pad_id: int, device: torch.device
 ) -> list[str]:
     """Run head and loss in chunks where settings and model allow it; a warning where `auto` falls back."""
-    found = find_head(objective.model)
     longest = max(row_lengths(rows))
-    n_targets = max(longest, min(settings.max_tokens_per_pass, settings.batch_rows * longest))
+    step_rows = settings.batch_rows * settings.gradient_accumulation
+    n_targets = max(longest, min(settings.max_tokens_per_pass, step_rows * longest))
     n_vocab = _n_logits(objective.model)
     if settings.head == "whole" or (settings.head == "auto" and 4 * n_vocab * n_targets <= CHUNK_BYTES):
         return []
+    found = find_head(objective.model)
     reason = found if isinstance(found, str) else why_not_chunked(objective, found, rows, pad_id, device)
     if not isinstance(found, str) and not reason:
         objective.use_chunks(found)
