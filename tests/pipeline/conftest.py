@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from fusion_data import SENTENCES, Fusion, write_texts
 from isles_data import SECTIONS, qa_rows
 
 
@@ -212,3 +213,63 @@ def greedy_answers() -> Callable:
         return answers
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def fusion(make_model_folder: Callable, tmp_path_factory: pytest.TempPathFactory) -> Fusion:
+    """The models and files of one small fusion. Shared: do not write into their folders."""
+    from transformers import AutoModelForCausalLM
+
+    chat = make_model_folder("chat", vocab_size=320, seed=2)
+    model = AutoModelForCausalLM.from_pretrained(chat)
+    model.resize_token_embeddings(model.config.vocab_size + 24, mean_resizing=False)
+    model.save_pretrained(chat)
+    folder = tmp_path_factory.mktemp("texts")
+    texts = [f"{SENTENCES[n % 3]} {SENTENCES[(n + 1) % 3]} Goal {n}." for n in range(9)]
+    return Fusion(
+        make_model_folder("target", chat_template=None),
+        make_model_folder("fine", chat_template=None, vocab_size=270, seed=1),
+        chat,
+        make_model_folder("twin", chat_template=None, vocab_size=270, seed=3),
+        write_texts(folder / "wiki.jsonl", texts[:6]),
+        write_texts(folder / "code.jsonl", [SENTENCES[3] * n for n in (1, 2, 40)]),
+        write_texts(folder / "eval.jsonl", [*texts[6:], SENTENCES[3]]),
+    )
+
+
+@pytest.fixture(scope="module")
+def own_maps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own, for vocabulary maps; the bundled model is seen there if it was fetched."""
+    from transfuse.io.bundled import bundled_location
+
+    name = "smollm2-135m"
+    fetched = bundled_location(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFUSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        if fetched.is_file():
+            bundled_location(name).parent.mkdir(parents=True)
+            bundled_location(name).symlink_to(fetched)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fuse_line(fusion: Fusion, own_maps: None) -> Callable[..., list[str]]:
+    """`fuse_line(out, *more, source=[...], ...)`: a whole `fuse` command line, settings that take a second."""
+
+    def arguments(out: Path, *more: object, **instead: Any) -> list[str]:
+        given: dict[str, Any] = {
+            "target": fusion.target,
+            "source": [fusion.fine],
+            "text": [f"wiki={fusion.wiki}"],
+            "eval": [f"wiki={fusion.eval}"],
+            **instead,
+        }
+        words = ["fuse", "--out", str(out)]
+        for name, values in given.items():
+            listed = values if isinstance(values, list) else [values]
+            words += [part for value in listed for part in (f"--{name}", str(value))]
+        settings = {"precision": "float32", "train.batch_rows": 4, "train.learning_rate": 0.003}
+        words += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        return [*words, *map(str, more)]
+
+    return arguments

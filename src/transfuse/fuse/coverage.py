@@ -71,7 +71,7 @@ class PairCoverage:
             raise DataError(
                 f"{pair}: the source teaches {self.taught_share:.1%} of the target's {self.n_target_tokens} tokens; "
                 f"expected at least {minimum_share:.1%}. Map by 'retokenize', which also teaches where the two cut a "
-                "word apart, leave this source out, or lower the minimum coverage."
+                "word apart, leave this source out, or lower fusion.min_coverage."
             )
 
 

@@ -47,6 +47,9 @@ from transfuse.recipes.progress import Display
 from transfuse.recipes.team import Team
 from transfuse.train.trackers import check_trackers
 
+WITHOUT_EFFECT = ("fusion.min_coverage", "train.checkpoint_s", "train.report_to")
+"""Settings that change no result, so that a run may go on with others."""
+
 FUSED, CLM, TOGETHER = "fused", "clm", "together"
 
 
@@ -74,7 +77,7 @@ def run_fuse(
         return out
     display, started = Display(), _now()
     tokenizers = _check_inputs(recipe)
-    with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite) as run:
+    with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite, free=WITHOUT_EFFECT) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         pieces = training_pieces(recipe, run, display, tokenizers)
         held_out = eval_pieces(recipe, run, display, tokenizers)

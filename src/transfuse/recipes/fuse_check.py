@@ -25,7 +25,7 @@ from transfuse.io.run_folder import RunFolder
 from transfuse.io.token_bytes import token_bytes
 from transfuse.io.token_spans import token_spans
 from transfuse.recipes.fuse_pieces import DomainPieces, Tokenizers, load_tokenizers, piece_limit
-from transfuse.recipes.fuse_schema import FuseRecipe, short_names
+from transfuse.recipes.fuse_schema import FuseRecipe, short_name
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
 
@@ -157,7 +157,7 @@ def _told(
             source,
             target,
             source_name=name,
-            target_name=short_names([recipe.target])[0],
+            target_name=short_name(recipe.target) or recipe.target,
             needs_one_to_one=recipe.fusion.map != "retokenize",
         )
         elapsed = time.monotonic() - started

@@ -16,6 +16,7 @@ from transfuse.io.fingerprint import tokenizer_fingerprint
 from transfuse.io.jsonl import read_jsonl, write_jsonl
 from transfuse.io.models import load_tokenizer
 from transfuse.io.run_folder import RunFolder, key_digest
+from transfuse.io.token_spans import token_spans
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
@@ -73,16 +74,19 @@ def load_tokenizers(recipe: FuseRecipe) -> Tokenizers:
         One each; no weights are loaded.
 
     Raises:
-        ModelError: a model has none that can be loaded.
+        ModelError: a model has none that can be loaded, or one written in Python.
     """
     trust = recipe.trust_remote_code
-    return Tokenizers(
+    found = Tokenizers(
         load_tokenizer(recipe.target, trust_remote_code=trust),
         {
             name: load_tokenizer(reference, trust_remote_code=trust)
             for name, reference in zip(recipe.names, recipe.sources, strict=True)
         },
     )
+    for tokenizer in found.all:
+        token_spans(tokenizer, [""])  # refuses one that cannot say what its tokens cover
+    return found
 
 
 def piece_limit(recipe: FuseRecipe) -> int:

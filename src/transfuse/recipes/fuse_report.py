@@ -19,7 +19,7 @@ from transfuse.recipes.fuse_check import Pairs
 from transfuse.recipes.fuse_lessons import CachedSource, Lesson
 from transfuse.recipes.fuse_measure import Measured, differences, estimates
 from transfuse.recipes.fuse_pieces import DomainPieces
-from transfuse.recipes.fuse_schema import FuseRecipe, short_names
+from transfuse.recipes.fuse_schema import FuseRecipe, short_name
 from transfuse.recipes.loading_code import loading_code
 
 
@@ -57,7 +57,7 @@ def report_json(
         "kind": "fuse",
         "model": recipe.target,
         "seed": recipe.seed,
-        "title": f"{', '.join(recipe.names)} into {short_names([recipe.target])[0]}",
+        "title": f"{', '.join(recipe.names)} into {short_name(recipe.target) or recipe.target}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
         "hardware": hardware_text(),

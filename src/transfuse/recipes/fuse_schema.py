@@ -119,12 +119,17 @@ class FuseRecipe(StrictModel):
         return short_names(self.sources)
 
 
+def short_name(reference: str) -> str:
+    """The last part of a model reference; empty where that is no name."""
+    last = Path(reference).name.removesuffix(".gguf")
+    return last if last.strip(".") else ""
+
+
 def short_names(references: list[str]) -> list[str]:
     """Last parts of model references, numbered where several are alike."""
     names: list[str] = []
     for reference in references:
-        last = Path(reference).name.removesuffix(".gguf")
-        name = plain = last if last.strip(".") else "source"
+        name = plain = short_name(reference) or "source"
         number = len(names) + 1
         while name in (*names, "target"):
             name, number = f"{plain}-{number}", number + 1
