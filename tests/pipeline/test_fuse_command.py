@@ -141,6 +141,9 @@ def test_sources_fused_apart_are_merged_and_weights_merged_beside_them(
         *("target", "source/fine", "source/twin", "merged/linear"),
         *("pairwise/linear", "fused-with/fine", "fused-with/twin"),
     ]
+    chosen = report["fuse"]["chosen"]
+    assert [each["text"] for each in chosen] == ["wiki, with-fine", "wiki, with-twin"]
+    assert chosen[0]["shares"].keys() == {"target", "fine"}
     merged = AutoModelForCausalLM.from_pretrained(out / "model").eval()
     own = plain_bits_per_byte(merged, out / "model", read_texts(fusion.eval))
     assert own == pytest.approx(rows["pairwise/linear"]["bits_per_byte/wiki"], rel=1e-5)
@@ -224,6 +227,32 @@ def test_a_run_stops_after_pieces_and_after_targets(
     assert not reused["arms/fused/seed-17"]
     done = transfuse(*fuse_line(out, "--stop-after", "facts", "--set", "controls=[]"))
     assert "--stop-after: expected 'pieces' or 'targets', got 'facts'" in message_of(done)
+
+
+def test_a_recipe_file_is_planned_and_run(
+    transfuse: Callable, fusion: Fusion, read_report: Callable, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "fuse.yaml"
+    recipe.write_text(
+        f"kind: fuse\ntarget: {fusion.target}\nsources: [{fusion.fine}]\nseed: 5\ntexts: {{wiki: {fusion.wiki}}}\n"
+        "n_pieces: 4\nprecision: float32\ncontrols: []\ntrain: {batch_rows: 2, learning_rate: 0.001}\n"
+        "evaluate: {texts: {own: null}, n_texts: 2, sources: false}\n"
+    )
+    done = transfuse("plan", recipe)
+    assert done.code == 0, done.err
+    assert "4 pieces; 1 trainings of" in " ".join(done.out.split())
+    done = transfuse("run", recipe, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    report = read_report(tmp_path / "run")
+    assert list(rows_of(report)["target"]) == ["bits_per_byte/own"]
+    measured = (tmp_path / "run/eval-pieces/pieces.jsonl").read_text().splitlines()
+    assert {json.loads(row)["source"] for row in measured} == {0, 1}
+    pieces = [
+        json.loads(row)["text"] for row in (tmp_path / "run/pieces/pieces.jsonl").read_text().splitlines()
+    ]
+    texts = read_texts(fusion.wiki)
+    assert len(pieces) == 4
+    assert [texts.index(piece) for piece in pieces] == sorted(texts.index(piece) for piece in pieces)
 
 
 def test_nothing_needs_to_be_measured(

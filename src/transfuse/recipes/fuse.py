@@ -18,6 +18,7 @@ from transfuse.io.run_folder import RunFolder, open_run
 from transfuse.recipes.fuse_arms import ArmRun, join_trainings, merge_arms, train_arm
 from transfuse.recipes.fuse_check import Pairs, check_pairs
 from transfuse.recipes.fuse_lessons import (
+    ONLY,
     TARGET,
     CachedSource,
     Lesson,
@@ -149,7 +150,7 @@ def _lessons(
         if recipe.strategy == "pairwise":
             found[f"with-{name}"] = lesson(f"with-{name}", [*own, name])
         if "distilled" in recipe.controls:
-            found[f"only-{name}"] = lesson(f"only-{name}", [name])
+            found[f"{ONLY}{name}"] = lesson(f"{ONLY}{name}", [name])
     return found
 
 
@@ -205,7 +206,7 @@ def _train(
         arms[CLM] = trained(CLM, any_lesson)
     if "distilled" in recipe.controls:
         for name in recipe.names:
-            arms[f"distilled/{name}"] = trained(f"distilled/{name}", lessons[f"only-{name}"])
+            arms[f"distilled/{name}"] = trained(f"distilled/{name}", lessons[f"{ONLY}{name}"])
     return arms
 
 

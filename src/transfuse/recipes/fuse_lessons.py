@@ -29,6 +29,9 @@ CACHE_VERSION, TARGETS_VERSION = 1, 1
 TARGET = "target"
 """Name of the target among the sources."""
 
+ONLY = "only-"
+"""Begins the name of a lesson that control `distilled` learns."""
+
 WITHOUT_EFFECT = frozenset({"min_coverage", "n_coverage_pieces"})
 """Fusion settings that change no target."""
 

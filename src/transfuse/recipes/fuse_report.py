@@ -16,7 +16,7 @@ from transfuse.io.run_folder import StageRecord
 from transfuse.recipes.comparisons import comparison
 from transfuse.recipes.fuse_arms import ArmRun
 from transfuse.recipes.fuse_check import Pairs
-from transfuse.recipes.fuse_lessons import CachedSource, Lesson
+from transfuse.recipes.fuse_lessons import ONLY, CachedSource, Lesson
 from transfuse.recipes.fuse_measure import Measured, differences, estimates
 from transfuse.recipes.fuse_pieces import DomainPieces
 from transfuse.recipes.fuse_schema import FuseRecipe, short_name
@@ -116,7 +116,10 @@ def _arm_json(name: str, runs: Sequence[ArmRun], recipe: FuseRecipe) -> dict[str
 
 def _fusion(recipe: FuseRecipe, found: Findings) -> dict[str, Any]:
     settings = recipe.fusion
-    main = next(iter(found.lessons.values()))
+    fused = [lesson for name, lesson in found.lessons.items() if not name.startswith(ONLY)]
+    main = fused[0]
+    n_tokens = main.rows().counts(len(main.sources)).n_tokens
+    seconds = sum(lesson.seconds for lesson in fused)
     return {
         "target": recipe.target,
         "sources": [_source_json(recipe, each, found.pieces) for each in found.caches.values()],
@@ -133,13 +136,12 @@ def _fusion(recipe: FuseRecipe, found: Findings) -> dict[str, Any]:
         "strategy": recipe.strategy,
         "n_texts": len({(d, s) for d, s in zip(found.pieces.domains, found.pieces.sources, strict=True)}),
         "n_pieces": len(found.pieces.texts),
-        "n_target_tokens": main.rows().counts(len(main.sources)).n_tokens,
+        "n_target_tokens": n_tokens,
         "pairs": found.pairs.told,
-        "chosen": _chosen(main, found.pieces),
-        "targets": {
-            "seconds": main.seconds,
-            "us_per_token": 1e6 * main.seconds / max(1, main.rows().counts(len(main.sources)).n_tokens),
-        },
+        "chosen": [
+            row for lesson in fused for row in _chosen(lesson, found.pieces, is_one_of_several=len(fused) > 1)
+        ],
+        "targets": {"seconds": seconds, "us_per_token": 1e6 * seconds / max(1, n_tokens * len(fused))},
     }
 
 
@@ -170,8 +172,8 @@ def _training_bits(cache: DistributionCache, numbers: Sequence[int]) -> float | 
     return nats / float(np.log(2)) / n_bytes if n_bytes else None
 
 
-def _chosen(lesson: Lesson, pieces: DomainPieces) -> list[dict[str, Any]]:
-    """Which source teaches how much of each domain."""
+def _chosen(lesson: Lesson, pieces: DomainPieces, *, is_one_of_several: bool) -> list[dict[str, Any]]:
+    """Which source teaches how much of each domain; of pairwise fusion, in each pair."""
     rows, told = lesson.rows(), []
     for domain in pieces.names:
         counts = rows.counts(len(lesson.sources), np.array(pieces.of(domain)))
@@ -179,7 +181,7 @@ def _chosen(lesson: Lesson, pieces: DomainPieces) -> list[dict[str, Any]]:
         shares = {name: n / n_tokens for name, n in zip(lesson.sources, counts.by_source, strict=True)}
         told.append(
             {
-                "text": domain,
+                "text": f"{domain}, {lesson.name}" if is_one_of_several else domain,
                 "n_tokens": counts.n_tokens,
                 "shares": shares if any(shares.values()) else {},
                 "untaught": counts.n_untaught / n_tokens,
