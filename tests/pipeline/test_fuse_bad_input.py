@@ -163,6 +163,29 @@ def test_coverage_under_the_threshold_stops_before_any_pass(
     assert done.code == 0, done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["check", "--target", "{target}", "--source", "{fine}"], "fuse check: expected --text FILE"),
+        (["check", "--source", "{fine}", "--text", "{wiki}"], "fuse check: expected --target MODEL"),
+        (["distributions", "--source", "{fine}", "--text", "{wiki}"], "distributions: expected --out FOLDER"),
+        (["distributions", "--text", "{wiki}", "--out", "{out}"], "distributions: expected --source MODEL"),
+        (
+            ["distributions", "--source", "{fine}", "--text", "{wiki}", "--out", "{out}", "--set", "kk=3"],
+            "kk",
+        ),
+        (["inspect", "{out}"], "expected a cache of distributions, found nothing"),
+    ],
+)
+def test_parts_of_the_command_given_wrong_words(
+    transfuse: Callable, fusion: Fusion, tmp_path: Path, words: list[str], expected: str
+):
+    known = {**fusion._asdict(), "out": tmp_path / "out"}
+    message = message_of(transfuse("fuse", *(word.format(**known) for word in words)))
+    assert expected in message
+    assert not (tmp_path / "out").exists()
+
+
 # caches
 
 
@@ -219,6 +242,10 @@ def test_a_shard_that_was_altered_is_rebuilt_on_request(
     message = message_of(transfuse(*fuse_line(out, *TARGETS, *given(copy))))
     assert f"{copy}: shard-00001.bin is altered; copy it again, or give --rebuild where it is made" in message
     assert not (out / "targets" / "together" / "targets").exists()
+    inspected = transfuse("fuse", "inspect", copy, "--verify", "--json")
+    assert inspected.code == 1
+    assert json.loads(inspected.out)["damaged"] == ["shard-00001.bin is altered"]
+    assert f"Error: {copy}: shard-00001.bin is altered; copy it again" in inspected.err
     pieces = out / "pieces" / "pieces.jsonl"
     done = transfuse(*pass_line(fusion, copy, pieces, "--rebuild"))
     assert done.code == 0, done.err

@@ -131,7 +131,7 @@ def test_sources_fused_apart_are_merged_and_weights_merged_beside_them(
     from transformers import AutoModelForCausalLM
 
     out = tmp_path / "run"
-    how = ("--strategy", "pairwise", "--merge-method", "linear", "--control", "merged")
+    how = ("--strategy", "pairwise", "--merge-method", "linear", "--control", "merged", "--seeds", 2)
     fused = ("--rule", "fair-avg-ce", "--level", "chunk", "--map", "retokenize", "--loss", "forward-kl")
     done = transfuse(*fuse_line(out, *how, *fused, source=[fusion.fine, fusion.twin]))
     assert done.code == 0, done.err
@@ -146,7 +146,11 @@ def test_sources_fused_apart_are_merged_and_weights_merged_beside_them(
     assert chosen[0]["shares"].keys() == {"target", "fine"}
     merged = AutoModelForCausalLM.from_pretrained(out / "model").eval()
     own = plain_bits_per_byte(merged, out / "model", read_texts(fusion.eval))
-    assert own == pytest.approx(rows["pairwise/linear"]["bits_per_byte/wiki"], rel=1e-5)
+    runs = {arm["name"]: arm["runs"] for arm in report["arms"]}["pairwise/linear"]
+    assert [each["seed"] for each in runs] == [17, 18]
+    of_seeds = [each["metrics"]["bits_per_byte/wiki"]["value"] for each in runs]
+    assert own == pytest.approx(of_seeds[0], rel=1e-5)
+    assert rows["pairwise/linear"]["bits_per_byte/wiki"] == pytest.approx(sum(of_seeds) / 2)
     parts = [
         AutoModelForCausalLM.from_pretrained(out / "parts" / f"{name}-seed-17").state_dict()
         for name in ("fine", "twin")
@@ -225,6 +229,15 @@ def test_a_run_stops_after_pieces_and_after_targets(
     assert reused["targets/together"]
     assert reused["distributions/fine"]
     assert not reused["arms/fused/seed-17"]
+    # Another rule is another run; taken over, it keeps what does not depend on the rule.
+    other = fuse_line(out, "--rule", "min-ce", "--set", "controls=[]")
+    assert "fusion.rule: 'fair-min-ce' there, 'min-ce' now" in message_of(transfuse(*other))
+    done = transfuse(*other, "--overwrite")
+    assert done.code == 0, done.err
+    reused = {stage["name"]: stage["reused"] for stage in read_report(out)["stages"]}
+    kept = {"pieces", "eval-pieces", "coverage", "distributions/target", "distributions/fine"}
+    kept |= {"measured/target", "measured/source/fine"}
+    assert {name for name, is_reused in reused.items() if is_reused} == kept
     done = transfuse(*fuse_line(out, "--stop-after", "facts", "--set", "controls=[]"))
     assert "--stop-after: expected 'pieces' or 'targets', got 'facts'" in message_of(done)
 

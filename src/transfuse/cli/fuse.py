@@ -277,17 +277,18 @@ def inspect(
     examples: Annotated[int, typer.Option(min=0, help="States to show decoded.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what a cache of distributions holds, and whether it is whole."""
-    from transfuse.recipes.fuse_inspect import inspect_cache, inspection_tables
+    """Show what a cache of distributions holds, and whether it is whole; ends with an error where it is not."""
+    from transfuse.recipes.fuse_inspect import inspect_cache, inspection_tables, refuse_damaged
 
     found = inspect_cache(cache, verify=verify, n_examples=examples)
     if as_json:
         import json
 
         typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
-        return
-    for table in inspection_tables(found):
-        console().print(table)
+    else:
+        for table in inspection_tables(found):
+            console().print(table)
+    refuse_damaged(found)
 
 
 def _refuse_missing(where: str, **given: Any) -> None:
