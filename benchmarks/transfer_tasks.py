@@ -7,12 +7,12 @@ For every task: seed samples of the task, its training samples, held-out samples
 all controls, each with its own learning-rate sweep, several seeds. With `--across` also factors extracted with another
 task's samples, trained and measured on this one, likewise swept. The arms are trained side by side by `--jobs`
 processes, each in a run folder of its own under `parts`, and then gathered in one run folder of `transfuse transfer` a
-task, whose report and page compare them. A killed benchmark goes on where it stopped; `--table` prints what is there.
+task, whose report and page compare them. A killed benchmark goes on where it stopped; `--table` prints what is there,
+by `transfer_table.py`, from the parts alone.
 """
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transfer_table import tables
 
-from transfuse.evaluate.tasks import answer_bits_per_byte, bits_difference, score_difference, task_estimates
-from transfuse.io.hardware import hardware_text
 from transfuse.io.jsonl import read_jsonl, write_jsonl
 from transfuse.io.run_folder import open_run
 from transfuse.recipes.progress import Display
@@ -34,10 +33,9 @@ from transfuse.recipes.schema import make_recipe
 from transfuse.recipes.transfer import run_transfer, starts_of, train_arms
 from transfuse.recipes.transfer_extraction import extract, finished_extraction
 from transfuse.recipes.transfer_lessons import make_lessons
-from transfuse.recipes.transfer_measure import Measured, load_measured, read_questions
+from transfuse.recipes.transfer_measure import read_questions
 from transfuse.recipes.transfer_schema import BUILT_IN_CONTROLS, Control, TransferRecipe
 from transfuse.report import write_page
-from transfuse.types import Estimate
 
 TASKS = ("gsm8k", "mmlu", "super_ni")
 ARMS: tuple[Control, ...] = ("parametric", *BUILT_IN_CONTROLS)
@@ -168,67 +166,6 @@ def wait(running: list[Future[None]]) -> None:
         each.result()
 
 
-def table(options: argparse.Namespace) -> None:
-    """What the run folders hold."""
-    print(f"{hardware_text()}; teacher {options.teacher}, student {options.student}")
-    for task in TASKS:
-        path = options.out / task / "report.json"
-        if not path.is_file():
-            continue
-        report = json.loads(path.read_text())
-        print(f"\n{task}")
-        for row in report["rows"]:
-            cells = [f"{name} {told(Estimate(**value))}" for name, value in row["metrics"].items()]
-            print(f"  {row['name']:22} {'; '.join(cells)}")
-        for each in report["comparisons"]:
-            print(
-                f"  {each['method']} - {each['against']:20} {each['metric']:24} "
-                f"{told(Estimate(**each['difference']), '+')}  {each['verdict']}"
-            )
-        for arm in report["arms"]:
-            tried = ", ".join(
-                f"{t['learning_rate']:g}: {t['development_bits_per_byte'] or 0:.4f}" for t in arm["tried"]
-            )
-            print(f"  lr of {arm['name']}: {arm['learning_rate']:g} ({tried})")
-        print_across(options, task)
-
-
-def print_across(options: argparse.Namespace, task: str) -> None:
-    """Factors of other tasks on this one, against the task's own and against plain LoRA."""
-    runs = {
-        source: seeds_measured(part_of(options, source, task, "parametric"))
-        for source in TASKS
-        if part_of(options, source, task, "parametric").is_dir()
-    }
-    plain = seeds_measured(part_of(options, task, task, "lora"))
-    for source, seeds in runs.items():
-        losses = [each.losses for each in seeds]
-        cells = [f"bits_per_byte {told(answer_bits_per_byte([loss for one in losses for loss in one], 17))}"]
-        for name, other in (("lora", plain), ("own", runs[task])):
-            if other is not seeds:
-                cells.append(
-                    f"- {name} {told(bits_difference(losses, [each.losses for each in other], 17), '+')}"
-                )
-        if all(each.answers for each in seeds) and task == "mmlu":
-            pooled = [answer for each in seeds for answer in each.answers]
-            cells.append(f"accuracy {told(task_estimates(pooled, 'choice', 17)['accuracy'])}")
-            against = score_difference([e.answers for e in seeds], [e.answers for e in plain], "accuracy", 17)
-            cells.append(f"- lora {told(against, '+')}")
-        print(f"  parameters by {source:9} {'; '.join(cells)}")
-
-
-def seeds_measured(folder: Path) -> list[Measured]:
-    """What a part's seeds gave on the held-out samples."""
-    return [load_measured(each) for each in sorted((folder / "measured").glob("*-seed-*"))]
-
-
-def told(found: Estimate, sign: str = "") -> str:
-    """An estimate with its interval."""
-    if found.value is None:
-        return "none"
-    return f"{found.value:{sign}.4f} [{found.low:{sign}.4f}, {found.high:{sign}.4f}] n={found.n}"
-
-
 def main() -> None:
     """Run, or print."""
     parser = argparse.ArgumentParser(
@@ -259,7 +196,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.table:
         run_all(options)
-    table(options)
+    print("\n".join(tables(options.out, TASKS, ARMS)))
 
 
 if __name__ == "__main__":
