@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -591,6 +592,32 @@ def test_a_model_that_cannot_be_packed_is_found_out(tmp_path, name):
     assert [dataclasses.astuple(log) for log in off.curve] == [
         dataclasses.astuple(log) for log in summary.curve
     ]
+
+
+class WantsFlatMask(LlamaForCausalLM):
+    """Refuses a mask of its own for every position."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        if attention_mask is not None and attention_mask.dim() > 2:
+            raise ValueError("expected a mask of rows and columns\nand nothing else")
+        return super().forward(input_ids, attention_mask, position_ids, **kwargs)
+
+
+def test_a_model_that_refuses_packed_records_is_quoted(tmp_path):
+    model = seeded(lambda: WantsFlatMask(LlamaConfig(**GROUPED)))
+    model.train()
+    _, summary = run(tmp_path, model, [*text_rows(4), *chat_rows(4)], n_epochs=1)
+    assert summary.warnings == [
+        "Records were not packed: the model refuses packed records (expected a mask of rows and columns)."
+    ]
+
+
+def test_training_goes_where_the_model_is_after_another_device(tmp_path):
+    _, first = run(tmp_path / "first", n_epochs=1)
+    PartialState().device = torch.device("meta")  # as an earlier training on an accelerator leaves it
+    _, second = run(tmp_path / "second", n_epochs=1)
+    assert PartialState().device.type == "cpu"
+    assert [log.loss for log in second.curve] == [log.loss for log in first.curve]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -132,6 +132,7 @@ def trained(folder: Path, device: str, dtype: torch.dtype, **settings: object) -
         pad_id=0,
         folder=folder,
     )
+    assert {weight.device.type for weight in adapted.parameters()} == {torch.device(device).type}
     save_folded_adapter(adapted, folder / "adapter", "base")
     return summary
 

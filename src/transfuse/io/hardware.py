@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from transfuse import __version__
+
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "gguf", "safetensors", "numpy")
 
 
@@ -24,7 +26,7 @@ def hardware_text() -> str:
 def manifest(command: str, started: str, ended: str | None) -> dict[str, Any]:
     """What `manifest.json` holds: version, commit, package versions, hardware, times (ISO 8601, UTC)."""
     return {
-        "transfuse": metadata.version("transfuse"),
+        "transfuse": __version__,
         "commit": _commit(),
         "command": command,
         "python": platform.python_version(),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import get_scheduler
@@ -126,7 +127,7 @@ def train(
         )
     if not isinstance(rows, LazyRows):
         refuse_uneven_targets([(row.n_learned, row.soft) for row in rows])
-    accelerator = Accelerator(mixed_precision="no", cpu=_device_of(model).type == "cpu")
+    accelerator = _accelerator_on(_device_of(model).type)
     run = _Run(model, rows, settings, seed, compute_dtype, pad_id, folder, accelerator)
     trackers = Trackers(
         settings.report_to if accelerator.is_main_process else [],
@@ -404,6 +405,14 @@ def _without_deprecation(call: Any, *arguments: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
         call(*arguments)
+
+
+def _accelerator_on(kind: str) -> Accelerator:
+    """The process's accelerator, where the model is: accelerate would stay on the device of an earlier training."""
+    earlier = PartialState._shared_state
+    if earlier and PartialState().num_processes == 1 and earlier["device"].type != kind:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision="no", cpu=kind == "cpu")
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -200,7 +200,7 @@ def why_not_chunked(
             with whole.autocast(device):
                 found = head.finished(head.linear(hidden.to(head.linear.weight.dtype)))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as err:
-        return f"running the decoder alone fails ({str(err).splitlines()[0] if str(err) else type(err).__name__})"
+        return f"running the decoder alone fails ({_first_line(err)})"
     finally:
         objective.train(was_training)
     if found.shape != expected.shape:
@@ -219,7 +219,10 @@ def why_not_packed(objective: AnswerLoss, rows: Rows, pad_id: int, device: torch
     if window is not None and longest > window:
         return f"the longest record has {longest} tokens, the model's sliding window {window}"
     sample = probe_rows(rows)
-    difference = packing_difference_nats(objective, sample, pad_id, device) if len(sample) > 1 else 0.0
+    try:
+        difference = packing_difference_nats(objective, sample, pad_id, device) if len(sample) > 1 else 0.0
+    except (RuntimeError, ValueError, TypeError, IndexError) as err:
+        return f"the model refuses packed records ({_first_line(err)})"
     if difference <= PACKING_TOLERANCE_NATS:
         return ""
     return f"packed and padded losses of the same records differ by {difference:.3g} nats a token"
@@ -238,7 +241,8 @@ def packing_difference_nats(
 
     Returns:
         Nats per target token; about rounding where the model honours a block-diagonal mask, large where it
-        carries state from row to row or ignores the mask, infinite where it refuses such a mask.
+        carries state from row to row or ignores the mask. What the model raises where it refuses such a mask is
+        passed on.
     """
     was_training = objective.training
     objective.eval()
@@ -249,11 +253,14 @@ def packing_difference_nats(
                 sum(float(objective(**move_pass(batch, device))) for batch in batches)
                 for batches in (padded_passes(rows, 1 << 30, pad_id), packed_passes(rows, 1 << 30))
             )
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return float("inf")
     finally:
         objective.train(was_training)
     return abs(packed - padded) / total_weight
+
+
+def _first_line(err: Exception) -> str:
+    """Of an error's message, its type where it has none."""
+    return str(err).splitlines()[0] if str(err) else type(err).__name__
 
 
 def window_tokens(model: PreTrainedModel) -> int | None:
