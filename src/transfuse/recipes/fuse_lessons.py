@@ -19,6 +19,7 @@ from transfuse.io.files import write_json
 from transfuse.io.fingerprint import model_fingerprint, tokenizer_fingerprint
 from transfuse.io.models import load_model
 from transfuse.io.run_folder import RunFolder
+from transfuse.io.token_bytes import token_bytes
 from transfuse.io.token_spans import token_spans
 from transfuse.recipes.fuse_pieces import DomainPieces, Tokenizers
 from transfuse.recipes.fuse_schema import FuseRecipe
@@ -36,6 +37,8 @@ WITHOUT_EFFECT = frozenset({"min_coverage", "n_coverage_pieces"})
 """Fusion settings that change no target."""
 
 _PIECES_A_BATCH = 128
+_EXACT_BITS = 32
+"""Of a cache's log-probabilities; targets of such a one are not rounded either."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +218,12 @@ def make_lesson(
             with display.bar(f"fusing, {name}") as advance:
                 fused = _fused(pieces, tokenizers, caches, sources, recipe.fusion, without_note(advance))
                 write_targets(
-                    folder, fused, recipe.fusion, n_vocab=len(tokenizers.target), n_kept=max(1, n_kept)
+                    folder,
+                    fused,
+                    recipe.fusion,
+                    n_vocab=len(token_bytes(tokenizers.target)),
+                    n_kept=max(1, n_kept),
+                    is_exact=any(each.cache.header.value_bits == _EXACT_BITS for each in caches),
                 )
             write_json(stage.folder / "targets.json", {"seconds": time.monotonic() - started})
     return Lesson(name, [each.name for each in caches], folder, stage.key, run.stages[-1].seconds)
