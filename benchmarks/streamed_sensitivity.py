@@ -245,8 +245,11 @@ def large(folder: Path, n_layers: int, precision: str, *, extract: bool, keep: b
     print(f"bytes read / bytes on disk: {figures['bytes_read'] / n_on_disk:.3f}")
     for kind in ("median_stage_seconds", "median_stage_cpu_seconds"):
         stages = figures[kind]
-        whole = 32 * (stages["forward"] + stages["backward"]) + stages["head"] + stages["embedding and head"]
-        print(f"32 layers at these {kind}: {whole / 60:.1f} min")
+        if "forward" in stages:  # not in a run that goes on where a killed one stopped
+            whole = (
+                32 * (stages["forward"] + stages["backward"]) + stages["head"] + stages["embedding and head"]
+            )
+            print(f"32 layers at these {kind}: {whole / 60:.1f} min")
 
 
 def main() -> None:
