@@ -115,3 +115,21 @@ def test_a_long_chunk_is_shown_in_part():
     found = coverage([text], [spans([text])], [spans(list(text))])
     assert found.longest_chunk_text == "東" * 200
     assert found.longest_chunk_bytes == 900
+
+
+def test_another_alignment_says_itself_what_is_taught():
+    source, target = (
+        TokenSpans(np.array([1, 2], np.int32), np.array([1, 4], np.int32)),
+        TokenSpans(np.array([5, 6, 7], np.int32), np.array([1, 2, 4], np.int32)),
+    )
+    given = pair_coverage(["a12b"], [source], [target], source_name="s", target_name="t")
+    assert (given.taught_share, given.n_target_tokens) == (0.0, 2)
+    told = pair_coverage(
+        ["a12b"],
+        [source],
+        [target],
+        source_name="s",
+        target_name="t",
+        taught=[np.array([True, False, False])],
+    )
+    assert (told.taught_share, told.one_to_one_share, told.digit_share) == (0.5, 0.0, 0.5)

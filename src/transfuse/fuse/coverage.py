@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, final
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from transfuse.errors import DataError
 from transfuse.io.token_spans import TokenSpans
-from transfuse.tensors.token_alignment import Chunks, align_chunks, align_states
+from transfuse.tensors.token_alignment import Chunks, StateAlignment, align_chunks, align_states
 
 MAX_SHOWN_CHARACTERS = 200
 """Of the longest chunk's text."""
@@ -83,6 +83,7 @@ def pair_coverage(
     source_name: str,
     target_name: str,
     needs_one_to_one: bool = True,
+    taught: Sequence[Bool[np.ndarray, " _"]] | None = None,
 ) -> PairCoverage:
     """What a source can teach a target over some texts, by their tokenizers alone.
 
@@ -94,6 +95,8 @@ def pair_coverage(
         target_name: how a message calls the target.
         needs_one_to_one: whether a source's token can only be mapped whole; false for a map that takes its first
             part (`retokenize`).
+        taught: of each text the target's states at which the source teaches, where another alignment than that by
+            bytes says so; None goes by bytes.
 
     Returns:
         Sums over all texts.
@@ -117,7 +120,11 @@ def pair_coverage(
                     "give the texts that were tokenized."
                 )
         chunks = align_chunks(one.ends, other.ends)
-        found = _text_counts(data, one.ends, other.ends, chunks, needs_one_to_one=needs_one_to_one)
+        by_bytes = align_states(one.ends, other.ends)
+        is_taught = (
+            taught[number] if taught is not None else _taught_by_bytes(by_bytes, one, needs_one_to_one)
+        )
+        found = _text_counts(data, other.ends, chunks, by_bytes, is_taught)
         counts = _Counts(*map(sum, zip(counts, found, strict=True)))
         longest = max(longest, _longest_chunk(data, other.ends, chunks), key=_Chunk.n_tokens)
     return PairCoverage(
@@ -162,18 +169,22 @@ class _Chunk(NamedTuple):
         return self.n_source + self.n_target
 
 
+def _taught_by_bytes(
+    found: StateAlignment, source: TokenSpans, needs_one_to_one: bool
+) -> Bool[np.ndarray, " target"]:
+    if needs_one_to_one:
+        return found.is_one_to_one
+    return (found.source_state >= 0) & (found.source_state < len(source.ends) - 1)
+
+
 def _text_counts(
     data: bytes,
-    source_ends: Int[np.ndarray, " source"],
     target_ends: Int[np.ndarray, " target"],
     chunks: Chunks,
-    *,
-    needs_one_to_one: bool,
+    by_bytes: StateAlignment,
+    is_taught_at: Bool[np.ndarray, " target"],
 ) -> _Counts:
-    found = align_states(source_ends, target_ends)
-    is_one_to_one = found.is_one_to_one[:-1]
-    is_found = (found.source_state[:-1] >= 0) & (found.source_state[:-1] < len(source_ends) - 1)
-    is_taught = is_one_to_one if needs_one_to_one else is_found
+    is_one_to_one, is_taught = by_bytes.is_one_to_one[:-1], is_taught_at[:-1]
     n_digits = np.append(0, np.isin(np.frombuffer(data, dtype=np.uint8), _DIGITS).cumsum())
     has_digit = np.diff(n_digits[target_ends]) > 0
     # Tokens without bytes in front of the text meet nothing and miss nothing.

@@ -57,7 +57,7 @@ def align_exactly(source: TextDistributions, target: TokenSpans, *, needs_one_to
 
 
 def align_by_edits(
-    source: TextDistributions,
+    source: TextDistributions | TokenSpans,
     target: TokenSpans,
     source_tokens: Sequence[str],
     target_tokens: Sequence[str],

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transfuse.evaluate.bits_per_byte import load_texts
 from transfuse.fuse.coverage import PairCoverage, pair_coverage
 from transfuse.fuse.pieces import cut_texts
+from transfuse.fuse.source_states import align_by_edits, plain_tokens
 from transfuse.fuse.vocabulary_map import (
     UNMAPPED_DISTANCE,
     VocabularyMap,
@@ -29,7 +30,7 @@ from transfuse.recipes.fuse_schema import FuseRecipe, short_name
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
 
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 TARGET = "target"
 
 
@@ -66,6 +67,7 @@ def check_pairs(
         "target": tokenizer_fingerprint(tokenizers.target),
         "sources": {name: tokenizer_fingerprint(each) for name, each in tokenizers.sources.items()},
         "map": recipe.fusion.map,
+        "align": recipe.fusion.align,
         "n": recipe.fusion.n_coverage_pieces,
     }
     maps = {TARGET: _map(recipe, tokenizers, TARGET, display)}
@@ -152,6 +154,15 @@ def _told(
     for name, tokenizer in tokenizers.sources.items():
         source = token_spans(tokenizer, sample)
         started = time.monotonic()
+        taught = None
+        if recipe.fusion.align == "min-edit":
+            tokens = plain_tokens(tokenizer), plain_tokens(tokenizers.target)
+            taught = [
+                align_by_edits(one, other, *tokens, maps[name]).is_taught
+                if len(one.token_ids) and len(other.token_ids)
+                else np.zeros(len(other.token_ids), dtype=bool)
+                for one, other in zip(source, target, strict=True)
+            ]
         coverage = pair_coverage(
             sample,
             source,
@@ -159,6 +170,7 @@ def _told(
             source_name=name,
             target_name=short_name(recipe.target) or recipe.target,
             needs_one_to_one=recipe.fusion.map != "retokenize",
+            taught=taught,
         )
         elapsed = time.monotonic() - started
         told.append(
