@@ -43,8 +43,10 @@ def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | Non
         run_fuse(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)
     else:
         run_transfer(recipe, out, overwrite=overwrite, command=command)
-    if Team().is_main and stop_after is None:
+    team = Team()
+    if team.is_main and stop_after is None:
         show_run(out)
+    team.leave()
 
 
 def show_run(run_folder: Path) -> None:

@@ -37,6 +37,14 @@ class Team:
         """This process's device; None where it is alone and free to choose."""
         return str(self._state.device) if self._state else None
 
+    def leave(self) -> None:
+        """End the connection; each process calls it when it has nothing more to share.
+
+        Left to the interpreter's end, threads of the connection are torn down while they run, and abort the process.
+        """
+        if self._state is not None:
+            self._state.destroy_process_group()
+
     def share(self, value: Any) -> Any:
         """The first process's value, in every process."""
         if self._state is None:
