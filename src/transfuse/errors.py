@@ -30,7 +30,7 @@ class IndexFolderError(TransfuseError, ValueError):
 
 
 class CacheError(TransfuseError, ValueError):
-    """A cache of distributions cannot be used: none is there, it is damaged, or made of another model or other texts."""
+    """A cache of distributions cannot be used: none is there, it is damaged, or of another model or other texts."""
 
 
 class TrainingError(TransfuseError, RuntimeError):

@@ -350,11 +350,15 @@ def test_a_cache_made_apart_teaches_what_the_run_would_have_passed(
     assert len(told["shards"]) > 1
     done = transfuse("fuse", "inspect", cached[1])
     assert done.code == 0, done.err
-    # The source's weights are not needed any more.
-    bare = tmp_path / "fine"
+    # The source's weights are never needed here, and its cache only once the pieces are there to pass.
+    bare, brought = tmp_path / "fine", tmp_path / "brought"
     shutil.copytree(fusion.fine, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     alike = ("--set", "controls=[]", "--set", "evaluate.sources=false")
-    given = transfuse(*fuse_line(tmp_path / "given", *alike, *with_cache(cached[1]), source=[bare]))
+    line = fuse_line(tmp_path / "given", *alike, *with_cache(brought), source=[bare])
+    stopped = transfuse(*line, "--stop-after", "pieces")
+    assert stopped.code == 0, stopped.err
+    shutil.copytree(cached[1], brought)
+    given = transfuse(*line)
     assert given.code == 0, given.err
     passed = transfuse(*fuse_line(tmp_path / "passed", *alike))
     assert passed.code == 0, passed.err

@@ -151,7 +151,9 @@ def test_a_difference_of_nothing_is_not_zero():
 
 
 def _group(numerators: list[float], denominators: list[float], clusters: list[int]) -> RatioGroup:
-    return RatioGroup(np.array(numerators, dtype=float), np.array(denominators, dtype=float), np.array(clusters))
+    return RatioGroup(
+        np.array(numerators, dtype=float), np.array(denominators, dtype=float), np.array(clusters)
+    )
 
 
 def test_an_averaged_ratio_counts_groups_alike():

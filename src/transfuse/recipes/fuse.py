@@ -77,7 +77,7 @@ def run_fuse(
         join_trainings(recipe, team)
         return out
     display, started = Display(), _now()
-    tokenizers = _check_inputs(recipe)
+    tokenizers = _check_inputs(recipe, stop_after)
     with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite, free=WITHOUT_EFFECT) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         pieces = training_pieces(recipe, run, display, tokenizers)
@@ -103,11 +103,17 @@ def _ended(team: Team, out: Path) -> Path:
     return out
 
 
-def _check_inputs(recipe: FuseRecipe) -> Tokenizers:
-    """Faults of the input are named before anything heavy starts, and before a folder is made."""
+def _check_inputs(recipe: FuseRecipe, stop_after: str | None) -> Tokenizers:
+    """Faults of the input are named before anything heavy starts, and before a folder is made.
+
+    To cut pieces takes tokenizers alone: no weights, and no caches, which are to be made over these pieces.
+    """
     check_trackers(recipe.train.report_to)
     for path in (*recipe.texts.values(), *recipe.evaluate.texts.values()):
         load_texts(path)
+    if stop_after == "pieces":
+        piece_limit(recipe)
+        return load_tokenizers(recipe)
     needs_weights = {recipe.target}
     for name, reference in zip(recipe.names, recipe.sources, strict=True):
         if name not in recipe.caches or _measures_sources(recipe) or "merged" in recipe.controls:

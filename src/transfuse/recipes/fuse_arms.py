@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transfuse.recipes.fuse_pieces import DomainPieces
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.progress import Display
 from transfuse.recipes.team import Team
-from transfuse.recipes.training_steps import show_steps
+from transfuse.recipes.training_steps import show_steps, training_json
 from transfuse.train.adapters import attach_lora, save_adapter
 from transfuse.train.loop import TrainingSummary, train
 
@@ -136,7 +136,7 @@ def train_arm(
                 _save(recipe, loaded, model, result)
             if pieces is not None:
                 save_losses(stage.folder, losses_of(loaded, model, pieces, display, f"{arm}, seed {seed}"))
-            write_json(stage.folder / "run.json", _told(summary))
+            write_json(stage.folder / "run.json", training_json(summary))
         return _read(arm, seed, stage, result, is_measured=pieces is not None)
 
 
@@ -243,16 +243,3 @@ def _save(recipe: FuseRecipe, loaded: LoadedModel, model: nn.Module, result: Pat
     if recipe.save_precision == "bfloat16":
         loaded.model.to(torch.bfloat16)  # type: ignore[arg-type] - decorated in transformers
     save_model(loaded.model, loaded.tokenizer, result)
-
-
-def _told(summary: TrainingSummary) -> dict[str, Any]:
-    return {
-        "n_records": summary.n_rows,
-        "n_tokens": summary.n_tokens,
-        "seconds": round(summary.seconds, 2),
-        "tokens_per_s": round(summary.tokens_per_s, 1),
-        "is_packed": summary.is_packed,
-        "final_loss": summary.curve[-1].loss if summary.curve else None,
-        "curve": [asdict(log) for log in summary.curve],
-        "warnings": summary.warnings,
-    }

@@ -1,9 +1,11 @@
 """Steps of a training run on a progress bar."""
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from transfuse.recipes.progress import Advance, time_text
-from transfuse.train.loop import Progress
+from transfuse.train.loop import Progress, TrainingSummary
 
 
 def show_steps(advance: Advance) -> Callable[[Progress], None]:
@@ -14,3 +16,17 @@ def show_steps(advance: Advance) -> Callable[[Progress], None]:
         advance(progress.log.step, progress.n_steps, f"{rate}, {time_text(progress.seconds_left)} left")
 
     return on_step
+
+
+def training_json(summary: TrainingSummary) -> dict[str, Any]:
+    """What a stage's `run.json` keeps of one training."""
+    return {
+        "n_records": summary.n_rows,
+        "n_tokens": summary.n_tokens,
+        "seconds": round(summary.seconds, 2),
+        "tokens_per_s": round(summary.tokens_per_s, 1),
+        "is_packed": summary.is_packed,
+        "final_loss": summary.curve[-1].loss if summary.curve else None,
+        "curve": [asdict(log) for log in summary.curve],
+        "warnings": summary.warnings,
+    }

@@ -20,7 +20,7 @@ from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.models import LoadedModel, load_model
 from transfuse.io.run_folder import RunFolder
 from transfuse.recipes.progress import Display
-from transfuse.recipes.training_steps import show_steps
+from transfuse.recipes.training_steps import show_steps, training_json
 from transfuse.recipes.transfer_extraction import Extraction
 from transfuse.recipes.transfer_lessons import Lessons
 from transfuse.recipes.transfer_schema import Control, TransferRecipe
@@ -234,17 +234,7 @@ def _loop(
 
 
 def _told(summary: TrainingSummary, started_at: float) -> dict[str, Any]:
-    return {
-        "n_records": summary.n_rows,
-        "n_tokens": summary.n_tokens,
-        "seconds": round(summary.seconds, 2),
-        "tokens_per_s": round(summary.tokens_per_s, 1),
-        "is_packed": summary.is_packed,
-        "final_loss": summary.curve[-1].loss if summary.curve else None,
-        "curve": [asdict(log) for log in summary.curve],
-        "warnings": summary.warnings,
-        "start_logit_difference": started_at,
-    }
+    return training_json(summary) | {"start_logit_difference": started_at}
 
 
 @torch.no_grad()
