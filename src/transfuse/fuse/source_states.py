@@ -77,7 +77,7 @@ def align_by_edits(
         one is mapped to it.
 
     Source:
-        Wan et al. 2024, arXiv:2401.10491, section 3.2.
+        Wan et al. 2024, arXiv:2401.10491, section 3.3.
     """
     found = min_edit_alignment(
         [source_tokens[int(token)] for token in source.token_ids],

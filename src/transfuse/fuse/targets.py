@@ -77,7 +77,7 @@ def fuse_piece(
         What the target is to learn.
 
     Source:
-        Wan et al. 2024, arXiv:2401.10491, sections 3.2 and 3.3. Differs: by default states are aligned by bytes, costs
+        Wan et al. 2024, arXiv:2401.10491, section 3.3. Differs: by default states are aligned by bytes, costs
         are compared per byte, and a state that no source teaches learns the next token, not the one just read.
     """
     n_states = len(target.token_ids)

@@ -64,7 +64,7 @@ def ensemble_loss(
         ValueError: no source, readings of different lengths, ends that fall, NaN, or weights that do not fit.
 
     Source:
-        Wan et al. 2024 (FuseLLM), arXiv:2401.10491, section 4.3 (ensemble as the weighted average of the models'
+        Wan et al. 2024 (FuseLLM), arXiv:2401.10491, section 4.6 (ensemble as the weighted average of the models'
         output distributions).
         Differs: over common chunks instead of tokens. A chunk's probability is that of the source's own way to cut
         it, a lower bound of that of its bytes.
