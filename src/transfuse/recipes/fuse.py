@@ -4,6 +4,7 @@ Source: Wan et al. 2024, arXiv:2401.10491. Differs: texts are aligned by bytes, 
 distributions and targets stay sparse from the first pass to the loss.
 """
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,8 @@ WITHOUT_EFFECT = ("fusion.min_coverage", "train.checkpoint_s", "train.report_to"
 """Settings that change no result, so that a run may go on with others."""
 
 FUSED, CLM, TOGETHER = "fused", "clm", "together"
+FEW_STEPS = 30
+"""Fewer optimizer steps than these are told of before they are made."""
 
 
 def run_fuse(
@@ -89,6 +92,7 @@ def run_fuse(
         lessons = _lessons(recipe, run, display, pieces, tokenizers, caches, pairs)
         if stop_after == "targets":
             return _ended(team, out)
+        _note_few_steps(recipe, display, next(iter(lessons.values())))
         others = _measure_others(recipe, run, display, held_out)
         arms = _train(recipe, run, display, team, lessons, held_out)
         team.share(None)
@@ -158,6 +162,17 @@ def _lessons(
         if "distilled" in recipe.controls:
             found[f"{ONLY}{name}"] = lesson(f"{ONLY}{name}", [name])
     return found
+
+
+def _note_few_steps(recipe: FuseRecipe, display: Display, lesson: Lesson) -> None:
+    """The paper's steps of 128 pieces are meant for a million of them."""
+    n_pieces, per_step = len(lesson.rows()), recipe.train.batch_rows * recipe.train.gradient_accumulation
+    n_steps = math.ceil(n_pieces / per_step) * recipe.train.n_epochs
+    if n_steps < FEW_STEPS:
+        display.say(
+            f"Note: {n_pieces:,} pieces make {n_steps} training steps of {per_step}; for more of them set "
+            f"train.batch_rows lower (--set train.batch_rows=8), and perhaps train.learning_rate higher."
+        )
 
 
 def _measure_others(
