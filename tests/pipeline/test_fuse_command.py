@@ -256,7 +256,9 @@ def test_a_recipe_file_is_planned_and_run(
     assert "4 pieces; 1 trainings of" in " ".join(done.out.split())
     done = transfuse("run", recipe, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert "Note: 4 pieces make 2 training steps of 2; for more of them set train.batch_rows lower" in done.err
+    assert (
+        "Note: 4 pieces make 2 training steps of 2; for more of them set train.batch_rows lower" in done.err
+    )
     report = read_report(tmp_path / "run")
     assert list(rows_of(report)["target"]) == ["bits_per_byte/own"]
     measured = (tmp_path / "run/eval-pieces/pieces.jsonl").read_text().splitlines()
