@@ -20,7 +20,6 @@ from transfuse.recipes.fuse_arms import ArmRun, join_trainings, merge_arms, trai
 from transfuse.recipes.fuse_check import Pairs, check_pairs
 from transfuse.recipes.fuse_lessons import (
     ONLY,
-    TARGET,
     CachedSource,
     Lesson,
     cache_sources,
@@ -36,6 +35,7 @@ from transfuse.recipes.fuse_measure import (
     measure_source,
 )
 from transfuse.recipes.fuse_pieces import (
+    TARGET,
     DomainPieces,
     Tokenizers,
     eval_pieces,

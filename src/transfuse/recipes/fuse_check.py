@@ -25,13 +25,12 @@ from transfuse.io.fingerprint import tokenizer_fingerprint
 from transfuse.io.run_folder import RunFolder
 from transfuse.io.token_bytes import token_bytes
 from transfuse.io.token_spans import token_spans
-from transfuse.recipes.fuse_pieces import DomainPieces, Tokenizers, load_tokenizers, piece_limit
+from transfuse.recipes.fuse_pieces import TARGET, DomainPieces, Tokenizers, load_tokenizers, piece_limit
 from transfuse.recipes.fuse_schema import FuseRecipe, short_name
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
 
 CHECK_VERSION = 2
-TARGET = "target"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +69,8 @@ def check_pairs(
         "align": recipe.fusion.align,
         "n": recipe.fusion.n_coverage_pieces,
     }
-    maps = {TARGET: _map(recipe, tokenizers, TARGET, display)}
-    seconds: dict[str, float] = {}
-    for name in tokenizers.sources:
-        started = time.monotonic()
-        maps[name] = _map(recipe, tokenizers, name, display)
-        seconds[name] = time.monotonic() - started
+    maps, seconds = _source_maps(recipe, tokenizers, display)
+    maps[TARGET] = _map(recipe, tokenizers, TARGET, display)
     with run.stage("coverage", key, version=CHECK_VERSION) as stage:
         path = stage.folder / "pairs.json"
         if not stage.is_done:
@@ -109,13 +104,21 @@ def pairs_of(recipe: FuseRecipe) -> list[dict[str, Any]]:
     tokenizers = load_tokenizers(recipe)
     texts = [text for path in recipe.texts.values() for text in load_texts(path)]
     pieces = [piece.text for piece in cut_texts(texts, tokenizers.all, piece_limit(recipe))]
+    maps, seconds = _source_maps(recipe, tokenizers, display)
+    return _told(recipe, pieces, tokenizers, maps, seconds)
+
+
+def _source_maps(
+    recipe: FuseRecipe, tokenizers: Tokenizers, display: Display
+) -> tuple[dict[str, VocabularyMap], dict[str, float]]:
+    """The map of every source, and the seconds that it took."""
     maps: dict[str, VocabularyMap] = {}
     seconds: dict[str, float] = {}
     for name in tokenizers.sources:
         started = time.monotonic()
         maps[name] = _map(recipe, tokenizers, name, display)
         seconds[name] = time.monotonic() - started
-    return _told(recipe, pieces, tokenizers, maps, seconds)
+    return maps, seconds
 
 
 def _map(recipe: FuseRecipe, tokenizers: Tokenizers, name: str, display: Display) -> VocabularyMap:
@@ -150,13 +153,14 @@ def _told(
     )
     sample = [texts[int(n)] for n in np.unique(chosen)]
     target = token_spans(tokenizers.target, sample)
+    target_tokens = plain_tokens(tokenizers.target) if recipe.fusion.align == "min-edit" else []
     told: list[dict[str, Any]] = []
     for name, tokenizer in tokenizers.sources.items():
         source = token_spans(tokenizer, sample)
         started = time.monotonic()
         taught = None
         if recipe.fusion.align == "min-edit":
-            tokens = plain_tokens(tokenizer), plain_tokens(tokenizers.target)
+            tokens = plain_tokens(tokenizer), target_tokens
             taught = [
                 align_by_edits(one, other, *tokens, maps[name]).is_taught
                 if len(one.token_ids) and len(other.token_ids)

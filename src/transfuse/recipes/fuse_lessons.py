@@ -21,14 +21,12 @@ from transfuse.io.models import load_model
 from transfuse.io.run_folder import RunFolder
 from transfuse.io.token_bytes import token_bytes
 from transfuse.io.token_spans import token_spans
-from transfuse.recipes.fuse_pieces import DomainPieces, Tokenizers
+from transfuse.recipes.fuse_pieces import TARGET, DomainPieces, Tokenizers
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
 
 CACHE_VERSION, TARGETS_VERSION = 1, 1
-TARGET = "target"
-"""Name of the target among the sources."""
 
 ONLY = "only-"
 """Begins the name of a lesson that control `distilled` learns."""

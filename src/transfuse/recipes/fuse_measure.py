@@ -165,7 +165,7 @@ def measure_source(
                 )
     cache = DistributionCache.open(folder)
     losses = [
-        PieceLoss(domain, text, *_observed_loss(_states(cache, n)))
+        PieceLoss(domain, text, *observed_loss(cache, n))
         for n, (domain, text) in enumerate(zip(pieces.domains, pieces.sources, strict=True))
     ]
     return MeasuredSource(losses, cache, stage.key)
@@ -231,8 +231,9 @@ def _states(cache: DistributionCache, number: int) -> SourceStates:
     return SourceStates(said.ends, said.observed_log_probs)
 
 
-def _observed_loss(states: SourceStates) -> tuple[float, int]:
-    """Nats and bytes of all tokens but the first."""
+def observed_loss(cache: DistributionCache, number: int) -> tuple[float, int]:
+    """What one text cost the model that was passed: nats and bytes of all tokens but the first."""
+    states = _states(cache, number)
     if len(states.ends) < 2:
         return 0.0, 0
     return -float(states.observed_log_probs[:-1].sum(dtype=np.float64)), int(states.ends[-1] - states.ends[0])

@@ -22,6 +22,9 @@ from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
 
 PIECES_VERSION = 1
+TARGET = "target"
+"""Name of the target among the sources."""
+
 MAX_EVAL_TOKENS = 1024
 """Longest eval piece: one window of bits per byte, so that every model reads it in one go."""
 

@@ -15,8 +15,7 @@ from transfuse.io.configs import load_config
 from transfuse.io.memory import available_bytes
 from transfuse.io.precision import resolve_device, resolve_precision
 from transfuse.io.token_spans import token_spans
-from transfuse.recipes.fuse_lessons import TARGET
-from transfuse.recipes.fuse_pieces import load_tokenizers, piece_limit
+from transfuse.recipes.fuse_pieces import TARGET, load_tokenizers, piece_limit
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.progress import size_text, span_text
 from transfuse.recipes.transfer_plan import Rates, measured_rates

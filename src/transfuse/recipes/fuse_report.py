@@ -17,7 +17,7 @@ from transfuse.recipes.comparisons import comparison
 from transfuse.recipes.fuse_arms import ArmRun
 from transfuse.recipes.fuse_check import Pairs
 from transfuse.recipes.fuse_lessons import ONLY, CachedSource, Lesson
-from transfuse.recipes.fuse_measure import Measured, differences, estimates
+from transfuse.recipes.fuse_measure import Measured, differences, estimates, observed_loss
 from transfuse.recipes.fuse_pieces import DomainPieces
 from transfuse.recipes.fuse_schema import FuseRecipe, short_name
 from transfuse.recipes.loading_code import loading_code
@@ -163,12 +163,8 @@ def _source_json(recipe: FuseRecipe, source: CachedSource, pieces: DomainPieces)
 
 def _training_bits(cache: DistributionCache, numbers: Sequence[int]) -> float | None:
     """Bits per byte of the pieces to learn; None where nothing of them is predicted."""
-    nats, n_bytes = 0.0, 0
-    for number in numbers:
-        said = cache.text(number)
-        if len(said.ends) > 1:
-            nats -= float(said.observed_log_probs[:-1].sum(dtype=np.float64))
-            n_bytes += int(said.ends[-1] - said.ends[0])
+    losses = [observed_loss(cache, number) for number in numbers]
+    nats, n_bytes = (sum(column) for column in zip(*losses, strict=True)) if losses else (0.0, 0)
     return nats / float(np.log(2)) / n_bytes if n_bytes else None
 
 
