@@ -1,12 +1,13 @@
 """Write docs/recipes.md from the recipe classes: `python docs/make_recipes.py`; a unit test holds it current."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from transfuse.recipes.eval_schema import EvalRecipe
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.schema import InjectRecipe, settings_class
 from transfuse.recipes.transfer_schema import TransferRecipe
@@ -23,7 +24,8 @@ the file, those given on the command line to the working folder. This page is ma
 def recipe_page() -> str:
     """The page, from the classes' fields, defaults and docstrings."""
     lines = [HEAD.rstrip()]
-    for name, kind in (("inject", InjectRecipe), ("transfer", TransferRecipe), ("fuse", FuseRecipe)):
+    kinds = {"inject": InjectRecipe, "transfer": TransferRecipe, "fuse": FuseRecipe, "eval": EvalRecipe}
+    for name, kind in kinds.items():
         lines += ["", f"## {name}", "", "| key | default | meaning |", "|---|---|---|", *_rows(kind, "")]
     return "\n".join(lines) + "\n"
 
@@ -41,7 +43,10 @@ def _rows(kind: type[BaseModel], prefix: str, defaults: BaseModel | None = None)
         if isinstance(field.discriminator, str):
             rows += _choice_rows(field, f"{prefix}{name}.", default)
         elif inner:
-            rows += _rows(inner, f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
+            each = "NAME." if get_origin(field.annotation) is dict else ""
+            rows += _rows(
+                inner, f"{prefix}{name}.{each}", default if isinstance(default, BaseModel) else None
+            )
         else:
             rows.append(f"| `{prefix}{name}` | {_default(default)} | {meaning} |")
     return rows

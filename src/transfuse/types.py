@@ -1,12 +1,16 @@
 """What crosses the walls between rooms: small frozen records, no behaviour."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 IGNORE_INDEX = -100
 """Label of a token that gives no loss, as in transformers."""
+
+IS_MODEL_REFERENCE = "model reference"
+ModelReference = Annotated[str, IS_MODEL_REFERENCE]
+"""A Hub id, a folder, a .gguf file or a bundled name; in a recipe relative to its folder where it is a path."""
 
 Basis = Literal["fact", "token"]
 Split = Literal["train", "eval"]

@@ -112,7 +112,7 @@ def test_lora_settings_beside_full_fine_tuning_are_refused():
 
 @pytest.mark.parametrize("kind", ["inhect", 3, None, ["inject"], {"inject": 1}])
 def test_an_unknown_kind_is_refused(kind):
-    with pytest.raises(RecipeError, match=r"kind: expected one of \['fuse', 'inject', 'transfer'\]"):
+    with pytest.raises(RecipeError, match=r"kind: expected one of \[.*'fuse', 'inject', 'transfer'\]"):
         make_recipe(tree(kind=kind))
 
 

@@ -5,13 +5,13 @@ from typing import Annotated
 from pydantic import Field, PositiveInt, model_validator
 
 from transfuse.knowledge.records import PassageSettings, SearchMode
-from transfuse.types import StrictModel
+from transfuse.types import ModelReference, StrictModel
 
 
 class RagSettings(StrictModel):
     """Retrieval in place of training."""
 
-    embedder: str | None = "minilm-l6-v2"
+    embedder: ModelReference | None = "minilm-l6-v2"
     """Embedding model: a sentence-transformers folder, a Hub id, or the packaged `minilm-l6-v2`; none searches by
     words alone and takes mode `lexical`."""
     passages: PassageSettings = PassageSettings()
@@ -20,7 +20,7 @@ class RagSettings(StrictModel):
     rerank: bool = True
     """Whether the best hits are scored again: by `reranker`, or where there is none exactly, with the full-precision
     vectors (which mode `lexical` has none of)."""
-    reranker: str | None = None
+    reranker: ModelReference | None = None
     """Cross-encoder: a folder or a Hub id."""
     k: PositiveInt | None = None
     """Passages that stand before each question; none chooses among `candidates` on training questions."""

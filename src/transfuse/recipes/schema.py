@@ -19,7 +19,9 @@ from transfuse.inject.pair_settings import PairSettings
 from transfuse.inject.prompt_distillation import DistillationSettings
 from transfuse.inject.records import RecordSettings
 from transfuse.io.precision import Precision
+from transfuse.recipes.eval_schema import EvalRecipe
 from transfuse.recipes.fuse_schema import FuseRecipe
+from transfuse.recipes.recipe_paths import absolute_paths
 from transfuse.recipes.transfer_schema import TransferRecipe
 from transfuse.train.settings import TrainSettings
 from transfuse.types import Basis, StrictModel
@@ -125,7 +127,7 @@ class InjectRecipe(StrictModel):
         return self
 
 
-Recipe = InjectRecipe | TransferRecipe | FuseRecipe
+Recipe = InjectRecipe | TransferRecipe | FuseRecipe | EvalRecipe
 """Every kind of recipe; told apart by `kind`."""
 
 Settings = TypeVar("Settings", bound=StrictModel)
@@ -134,7 +136,10 @@ _RECIPES: dict[str, type[Recipe]] = {
     "inject": InjectRecipe,
     "transfer": TransferRecipe,
     "fuse": FuseRecipe,
+    "eval": EvalRecipe,
 }
+_BY_TYPE = frozenset({"eval"})
+"""Kinds whose paths are known by the types of their fields."""
 _PATHS = (
     "documents",
     "facts",
@@ -318,6 +323,10 @@ _Loader.add_implicit_resolver(
 
 def _absolute(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe absolute, in place; a model is a path where there is such a file or folder."""
+    kind = tree.get("kind")
+    if isinstance(kind, str) and kind in _BY_TYPE:
+        absolute_paths(_RECIPES[kind], tree, folder)
+        return
     generator, coverage, rag = (tree.get(name) for name in ("generator", "coverage", "rag"))
     models = [(tree, name) for name in ("model", "teacher", "student", "target")]
     models += [(generator, "reference")]
