@@ -110,10 +110,11 @@ class _Tally:
             self._refuse()
 
     def _refuse(self) -> None:
+        sample = self._lost[0]
         raise GenerationError(
             f"judge {self._settings.reference}: {len(self._lost)} of {self.n_items} items are unscorable already, so "
-            f"there is no win rate; expected {FORM}, but of item {self._lost[0].item}: {self._lost[0].reason}. Choose a "
-            f"judge that follows the form, raise judge.max_judge_tokens where its replies are cut, or mend judge.prompt."
+            f"there is no win rate; expected {FORM}, but of item {sample.item}: {sample.reason}. Choose a judge that "
+            f"follows the form, raise judge.max_judge_tokens where its replies are cut, or mend judge.prompt."
         )
 
 
@@ -133,7 +134,7 @@ async def _judged(
     said = tuple(each.said for each in orders)
     n_again = sum(each.is_asked_again for each in orders)
     reason = next((each.reason for each in orders if each.reason), "")
-    places = [each.place for each in orders if each.place is not None]
+    places: list[Place] = [each.place for each in orders if each.place is not None]
     if len(places) < len(orders):
         return replace(base, reason=reason, said=said, n_asked_again=n_again)
     winners: tuple[Winner, ...] = tuple(_SEEN[place][order] for order, place in enumerate(places))
