@@ -27,10 +27,11 @@ from transfuse.io.models import load_model
 from transfuse.recipes.inject_knowledge import read_sections, select_knowledge
 from transfuse.recipes.schema import load_recipe
 from transfuse.train.adapters import attach_lora
-from transfuse.train.batches import TrainingPass, TrainingRow, packed_passes, padded_passes, plan_epoch
+from transfuse.train.batches import TrainingPass, TrainingRow, packed_passes, padded_passes
 from transfuse.train.loop import train
 from transfuse.train.objective import AnswerLoss, move_pass
 from transfuse.train.settings import LoraSettings, TrainSettings
+from transfuse.train.steps import plan_epoch
 
 RECIPE = Path(__file__).parents[1] / "examples" / "orvessa" / "inject.yaml"
 

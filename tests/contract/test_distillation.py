@@ -13,11 +13,12 @@ from transfuse.inject.prompt_distillation import DistillationSettings, teacher_r
 from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.train.adapters import attach_lora
 from transfuse.train.batches import TrainingRow, packed_passes, padded_passes
-from transfuse.train.loop import Progress, TrainingSummary, train
+from transfuse.train.loop import train
 from transfuse.train.objective import AnswerLoss, move_pass
 from transfuse.train.saved_rows import load_rows, save_rows
 from transfuse.train.settings import LoraSettings, TrainSettings
 from transfuse.train.soft_targets import SoftTargets
+from transfuse.train.summary import Progress, TrainingSummary
 from transfuse.types import QAPair
 
 CPU = torch.device("cpu")

@@ -34,10 +34,11 @@ from transfuse.train import loop
 from transfuse.train.adapters import attach_lora
 from transfuse.train.batches import LazyRows, Rows, TrainingPass, TrainingRow, packed_passes, padded_passes
 from transfuse.train.chunked_head import OutputHead, find_head
-from transfuse.train.loop import TrainingSummary, train
+from transfuse.train.loop import train
 from transfuse.train.objective import AnswerLoss, move_pass, why_not_chunked
 from transfuse.train.settings import LoraSettings, TrainSettings
 from transfuse.train.soft_targets import ChunkTargets, SoftTargets
+from transfuse.train.summary import TrainingSummary
 
 CPU, PAD, VOCAB = torch.device("cpu"), 0, 64
 

@@ -17,7 +17,7 @@ from transfuse.recipes.ask import open_conversation
 from transfuse.train.adapters import load_adapter, merge_adapter_weights
 from transfuse.train.batches import TrainingRow
 from transfuse.train.folded_adapters import save_folded_adapter
-from transfuse.train.loop import Progress, TrainingSummary, train
+from transfuse.train.loop import train
 from transfuse.train.settings import LoraSettings, TrainSettings
 from transfuse.train.starting_controls import pissa_factors
 from transfuse.train.starting_factors import (
@@ -26,6 +26,7 @@ from transfuse.train.starting_factors import (
     learned_delta,
     lora_layers,
 )
+from transfuse.train.summary import Progress, TrainingSummary
 
 UNTIED = "llama"
 

@@ -33,9 +33,10 @@ from transformers import (
 from transfuse.errors import ModelError, RecipeError, TrainingError
 from transfuse.train.adapters import attach_lora, load_adapter, save_adapter
 from transfuse.train.batches import TrainingPass, TrainingRow, packed_passes, padded_passes
-from transfuse.train.loop import Progress, StepLog, TrainingSummary, train
+from transfuse.train.loop import train
 from transfuse.train.objective import AnswerLoss, move_pass
 from transfuse.train.settings import LoraSettings, TrainSettings
+from transfuse.train.summary import Progress, StepLog, TrainingSummary
 
 CPU, PAD = torch.device("cpu"), 0
 
@@ -226,6 +227,22 @@ def test_the_first_loss_is_the_mean_over_the_steps_tokens(tmp_path):
     assert summary.curve[0].loss == pytest.approx(total / n_targets, rel=1e-5)
 
 
+def test_a_budget_of_tokens_repeats_epochs_and_lays_the_schedule_out_over_its_steps(tmp_path):
+    rows = chat_rows(14)
+    per_epoch = sum(len(row.token_ids) for row in rows)
+    budget = 2 * per_epoch + per_epoch // 3
+    settings = {"schedule": "linear", "warmup_share": 0.0, "learning_rate": 1e-2}
+    _, summary = run(tmp_path / "budget", rows=rows, n_tokens=budget, **settings)
+    n_steps = len(summary.curve)
+    assert 8 < n_steps == summary.n_steps < 12
+    assert summary.n_tokens - summary.curve[-1].tokens < budget <= summary.n_tokens
+    expected = [1e-2 * (1 - step / n_steps) for step in range(n_steps)]
+    assert [log.learning_rate for log in summary.curve] == pytest.approx(expected)
+    # The same rows in the same steps as a training by epochs.
+    _, epochs = run(tmp_path / "epochs", rows=rows, n_epochs=3, **settings)
+    assert [log.tokens for log in summary.curve] == [log.tokens for log in epochs.curve[:n_steps]]
+
+
 # Adapters
 
 
@@ -340,15 +357,15 @@ def kill_at(step: int) -> Callable[[Progress], None]:
 
 
 @pytest.mark.parametrize("packing", ["on", "off"])
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, method, packing):
-    settings = {"method": method, "packing": packing, "schedule": "linear", "weight_decay": 0.1}
+@pytest.mark.parametrize(("method", "length"), [("lora", {}), ("full", {}), ("full", {"n_tokens": 500})])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, method, packing, length):
+    settings = {"method": method, "packing": packing, "schedule": "linear", "weight_decay": 0.1, **length}
 
     def fresh(seed: int) -> torch.nn.Module:
         return with_lora(seed, dropout=0.3) if method == "lora" else tiny(seed=seed)
 
     model, whole = run(tmp_path / "whole", fresh(0), **settings)
-    assert len(whole.curve) == 8
+    assert len(whole.curve) == (10 if length else 8)
     for step in (3, 6):  # in the first epoch, and in the second one; each time one step after its checkpoint
         with pytest.raises(Killed):
             run(tmp_path / "killed", fresh(0), on_step=kill_at(step), checkpoint_s=1e-9, **settings)
@@ -492,7 +509,9 @@ torch.distributed.destroy_process_group()
 
 def test_two_processes_train_as_one(tmp_path):
     rows = chat_rows(13)  # the last step has one row: one of the processes has none
-    settings = {**FULL, "checkpoint_s": 1e-9, "max_tokens_per_pass": 40}
+    # Five steps: an epoch of four, and one more.
+    length = {"n_tokens": sum(len(row.token_ids) for row in rows) + 20}
+    settings = {**FULL, "checkpoint_s": 1e-9, "max_tokens_per_pass": 40, **length}
     task = {"rows": [row[:2] for row in rows], "settings": settings, "config": GROUPED}
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     (tmp_path / "task.json").write_text(json.dumps(task))
@@ -504,7 +523,9 @@ def test_two_processes_train_as_one(tmp_path):
     assert ended.returncode == 0, ended.stderr[-2000:]
     for packing in ("on", "off"):
         curve, total = json.loads((tmp_path / f"{packing}.json").read_text())
-        model, alone = run(tmp_path / f"{packing}-alone", rows=rows, packing=packing, max_tokens_per_pass=40)
+        changes = {"packing": packing, "max_tokens_per_pass": 40, **length}
+        model, alone = run(tmp_path / f"{packing}-alone", rows=rows, **changes)
+        assert len(alone.curve) == 5
         # Gradients are compared as well: AdamW forgives a wrong factor.
         for (loss, grad_norm), log in zip(curve, alone.curve, strict=True):
             assert loss == pytest.approx(log.loss, abs=1e-4)

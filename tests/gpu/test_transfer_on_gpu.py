@@ -15,9 +15,10 @@ from tiny_families import random_model, tiny_config
 from transfuse.tensors.sub_matrices import heaviest_block
 from transfuse.train.batches import TrainingRow
 from transfuse.train.folded_adapters import save_folded_adapter
-from transfuse.train.loop import TrainingSummary, train
+from transfuse.train.loop import train
 from transfuse.train.settings import LoraSettings, TrainSettings
 from transfuse.train.starting_factors import attach_starting_factors
+from transfuse.train.summary import TrainingSummary
 from transfuse.transfer.adapter_deltas import adapter_deltas
 from transfuse.transfer.extraction import Wanted
 from transfuse.transfer.extraction_files import Extractor, load_extraction

@@ -11,10 +11,10 @@ from transfuse.train.batches import (
     TrainingRow,
     packed_passes,
     padded_passes,
-    plan_epoch,
     probe_rows,
     row_lengths,
 )
+from transfuse.train.steps import plan_epoch
 
 PAD = 99
 

@@ -4,7 +4,6 @@ Source: Wan et al. 2024, arXiv:2401.10491. Differs: texts are aligned by bytes, 
 distributions and targets stay sparse from the first pass to the loss.
 """
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +46,7 @@ from transfuse.recipes.fuse_report import Findings, report_json
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.progress import Display
 from transfuse.recipes.team import Team
+from transfuse.train.steps import StepPlan
 from transfuse.train.trackers import check_trackers
 
 WITHOUT_EFFECT = ("fusion.min_coverage", "train.checkpoint_s", "train.report_to")
@@ -166,11 +166,11 @@ def _lessons(
 
 def _note_few_steps(recipe: FuseRecipe, display: Display, lesson: Lesson) -> None:
     """The paper's steps of 128 pieces are meant for a million of them."""
-    n_pieces, per_step = len(lesson.rows()), recipe.train.batch_rows * recipe.train.gradient_accumulation
-    n_steps = math.ceil(n_pieces / per_step) * recipe.train.n_epochs
+    lengths, per_step = lesson.rows().lengths, recipe.train.batch_rows * recipe.train.gradient_accumulation
+    n_steps = StepPlan(lengths, recipe.train, recipe.seed, by_length=False).n_steps
     if n_steps < FEW_STEPS:
         display.say(
-            f"Note: {n_pieces:,} pieces make {n_steps} training steps of {per_step}; for more of them set "
+            f"Note: {len(lengths):,} pieces make {n_steps} training steps of {per_step}; for more of them set "
             f"train.batch_rows lower (--set train.batch_rows=8), and perhaps train.learning_rate higher."
         )
 

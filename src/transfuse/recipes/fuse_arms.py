@@ -26,7 +26,8 @@ from transfuse.recipes.progress import Display
 from transfuse.recipes.team import Team
 from transfuse.recipes.training_steps import show_steps, training_json
 from transfuse.train.adapters import attach_lora, save_adapter
-from transfuse.train.loop import TrainingSummary, train
+from transfuse.train.loop import train
+from transfuse.train.summary import TrainingSummary
 
 ARM_VERSION = 1
 

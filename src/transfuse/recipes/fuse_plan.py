@@ -107,7 +107,7 @@ def fusion_plan(recipe: FuseRecipe, rates: Rates) -> FusionPlan:
         ]
     ]
     target = models[0]
-    n_tokens = target.n_tokens * recipe.train.n_epochs
+    n_tokens = recipe.train.read_tokens(target.n_tokens)
     n_arms = len(recipe.sources) if recipe.strategy == "pairwise" else 1
     n_arms += ("clm" in recipe.controls) + len(recipe.sources) * ("distilled" in recipe.controls)
     n_lessons = (len(recipe.sources) if recipe.strategy == "pairwise" else 1) + len(recipe.sources) * (

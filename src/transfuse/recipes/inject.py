@@ -53,7 +53,8 @@ from transfuse.recipes.training_steps import show_steps
 from transfuse.recipes.writing_report import add_to_facts, writing_report
 from transfuse.train.adapters import attach_lora, save_adapter
 from transfuse.train.batches import TrainingRow
-from transfuse.train.loop import TrainingSummary, train
+from transfuse.train.loop import train
+from transfuse.train.summary import TrainingSummary
 from transfuse.train.trackers import check_trackers
 from transfuse.types import AnswerRecord, Document, Dropped, Section
 

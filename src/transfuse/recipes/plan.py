@@ -76,7 +76,11 @@ def _table(recipe: InjectRecipe, steps: list[PlannedStep], n_facts: tuple[int, i
         if prices[0] is not None and prices[1] is not None:
             cost = f"{step.least.cost(*prices):.4f} – {step.most.cost(*prices):.4f}"  # type: ignore[arg-type]
         table.add_row(step.name, *cells, cost)
-    told = [f"Facts: {_range(*n_facts)}. Training questions: {n_pairs}, {recipe.train.n_epochs} times over."]
+    budget = recipe.train.n_tokens
+    how_long = (
+        f"{recipe.train.n_epochs} times over" if budget is None else f"{budget:,} tokens of them in all"
+    )
+    told = [f"Facts: {_range(*n_facts)}. Training questions: {n_pairs}, {how_long}."]
     if steps:
         told.append(
             "From: everything accepted at once; to: every limit reached. Tokens as the model that is taught counts "

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from transfuse.recipes.progress import Advance, time_text
-from transfuse.train.loop import Progress, TrainingSummary
+from transfuse.train.summary import Progress, TrainingSummary
 
 
 def show_steps(advance: Advance) -> Callable[[Progress], None]:

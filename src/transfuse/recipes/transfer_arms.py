@@ -27,10 +27,11 @@ from transfuse.recipes.transfer_schema import Control, TransferRecipe
 from transfuse.train.adapters import attach_lora, save_adapter
 from transfuse.train.batches import TrainingRow
 from transfuse.train.folded_adapters import save_folded_adapter
-from transfuse.train.loop import TrainingSummary, train
+from transfuse.train.loop import train
 from transfuse.train.settings import LoraSettings, TrainSettings
 from transfuse.train.starting_controls import pissa_factors, randomly_turned_factors
 from transfuse.train.starting_factors import Factors, attach_starting_factors
+from transfuse.train.summary import TrainingSummary
 from transfuse.transfer.adapter_deltas import attach_deltas
 
 ARM_VERSION = 1

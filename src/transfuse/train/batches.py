@@ -14,10 +14,6 @@ from transfuse.train.soft_targets import ChunkPart, SoftPart, Taught, chunk_part
 MIN_SHARED_TOKENS = 8
 """Rows that begin with at least this many equal tokens share their computation."""
 
-_WINDOW_BATCHES = 16
-"""Length-aware batches are cut from sorted windows of this many batches."""
-
-
 _PROBED_ROWS = 64
 """Rows to look through for the probes, where each has to be made."""
 
@@ -99,34 +95,6 @@ class _Group(NamedTuple):
 def row_lengths(rows: Rows) -> Sequence[int]:
     """Tokens of each row, without making rows that are made when asked for."""
     return rows.lengths if isinstance(rows, LazyRows) else [len(row.token_ids) for row in rows]
-
-
-def plan_epoch(
-    lengths: Sequence[int], batch_rows: int, *, by_length: bool, generator: torch.Generator
-) -> list[list[int]]:
-    """Row indices of each batch of one epoch; every row once, the last batch perhaps smaller.
-
-    Args:
-        lengths: tokens of each row.
-        batch_rows: rows a batch.
-        by_length: whether a batch takes rows of like length (for padded batches). Lengths are sorted within
-            windows of 16 batches of the shuffled rows, and the batches shuffled again, so that the order
-            stays random.
-        generator: seeded; the same state gives the same plan.
-
-    Returns:
-        Batches of indices into `lengths`.
-    """
-    order: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
-    if not by_length:
-        return [order[start : start + batch_rows] for start in range(0, len(order), batch_rows)]
-    window = batch_rows * _WINDOW_BATCHES
-    batches: list[list[int]] = []
-    for start in range(0, len(order), window):
-        ranked = sorted(order[start : start + window], key=lambda index: lengths[index])
-        batches += [ranked[first : first + batch_rows] for first in range(0, len(ranked), batch_rows)]
-    shuffled: list[int] = torch.randperm(len(batches), generator=generator).tolist()
-    return [batches[index] for index in shuffled]
 
 
 def padded_passes(rows: Sequence[TrainingRow], max_tokens: int, pad_id: int) -> list[TrainingPass]:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,60 +28,17 @@ from transfuse.train.batches import (
     TrainingRow,
     packed_passes,
     padded_passes,
-    plan_epoch,
     row_lengths,
 )
 from transfuse.train.checkpoints import load_checkpoint, save_checkpoint
-from transfuse.train.chunked_head import CHUNK_BYTES, find_head
-from transfuse.train.objective import AnswerLoss, move_pass, why_not_chunked, why_not_packed
+from transfuse.train.fast_paths import choose_head, choose_packing
+from transfuse.train.objective import AnswerLoss, move_pass
 from transfuse.train.settings import TrainSettings
 from transfuse.train.sharding import gathered_at_last, give_back, is_sharded, shard, training_copy, whole
 from transfuse.train.soft_targets import refuse_uneven_targets
+from transfuse.train.steps import StepPlan
+from transfuse.train.summary import Progress, StepLog, TrainingSummary
 from transfuse.train.trackers import Trackers
-
-
-@dataclass(frozen=True, slots=True)
-class StepLog:
-    """What one optimizer step did."""
-
-    step: int
-    epoch: float
-    loss: float
-    """Nats per learned token, weighted; of soft targets the divergence from the teacher."""
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    """Tokens of the step's rows, padding not counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a training run stands; given to `on_step`."""
-
-    log: StepLog
-    n_steps: int
-    tokens_per_s: float
-    seconds_left: float
-
-
-@dataclass
-class TrainingSummary:
-    """What a training run did."""
-
-    n_rows: int
-    n_steps: int
-    is_packed: bool
-    n_tokens: int = 0
-    """Tokens trained on, over all epochs, padding not counted."""
-    seconds: float = 0.0
-    """Time in steps, interruptions not counted."""
-    curve: list[StepLog] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens trained on per second of training."""
-        return self.n_tokens / self.seconds if self.seconds else 0.0
 
 
 def train(
@@ -169,7 +126,6 @@ class _Run:
         accelerator: Accelerator,
     ) -> None:
         self._rows, self._settings, self._seed, self._pad_id = rows, settings, seed, pad_id
-        self._lengths = row_lengths(rows)
         self._accelerator, self._device = accelerator, _device_of(model)
         self._given, self._is_sharded = model, is_sharded(accelerator)
         if self._is_sharded:
@@ -182,13 +138,12 @@ class _Run:
                 model.enable_input_require_grads()  # type: ignore[operator]
         objective = AnswerLoss(model, compute_dtype)
         device = _device_of(model)
-        warnings = _choose_head(objective, rows, settings, pad_id, device)
-        is_packed, packing_warnings = _choose_packing(objective, rows, settings, pad_id, device)
-        batches = math.ceil(len(rows) / settings.batch_rows)
-        self._steps_per_epoch = math.ceil(batches / settings.gradient_accumulation)
+        warnings = choose_head(objective, rows, settings, pad_id, device)
+        is_packed, packing_warnings = choose_packing(objective, rows, settings, pad_id, device)
+        self._plan = StepPlan(row_lengths(rows), settings, seed, by_length=not is_packed)
         self.summary = TrainingSummary(
             n_rows=len(rows),
-            n_steps=self._steps_per_epoch * settings.n_epochs,
+            n_steps=self._plan.n_steps,
             is_packed=is_packed,
             warnings=[*warnings, *packing_warnings],
         )
@@ -211,7 +166,6 @@ class _Run:
             num_training_steps=self.summary.n_steps,
         )
         self._share_of_peak: Callable[[int], float] = schedule.lr_lambdas[0]  # type: ignore[attr-defined]
-        self._epoch_plan: tuple[int, list[list[int]]] = (-1, [])
 
     def resume(self) -> int:
         """Put the checkpoint back, if there is one; the number of the first step to do."""
@@ -262,7 +216,7 @@ class _Run:
         n_tokens = sum(len(row.token_ids) for row in members)
         log = StepLog(
             step=step + 1,
-            epoch=round((step + 1) / self._steps_per_epoch, 4),
+            epoch=round((step + 1) / self._plan.steps_per_epoch, 4),
             loss=loss,
             learning_rate=learning_rate,
             grad_norm=grad_norm,
@@ -289,17 +243,7 @@ class _Run:
         self._given.eval()
 
     def _step_rows(self, step: int) -> list[TrainingRow]:
-        epoch, within = divmod(step, self._steps_per_epoch)
-        if self._epoch_plan[0] != epoch:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            by_length = not self.summary.is_packed
-            plan = plan_epoch(
-                self._lengths, self._settings.batch_rows, by_length=by_length, generator=generator
-            )
-            self._epoch_plan = (epoch, plan)
-        n_batches = self._settings.gradient_accumulation
-        batches = self._epoch_plan[1][within * n_batches : (within + 1) * n_batches]
-        members = [self._rows[index] for batch in batches for index in batch]
+        members = [self._rows[index] for index in self._plan.rows(step)]
         if isinstance(self._rows, LazyRows):
             refuse_uneven_targets([(row.n_learned, row.soft) for row in members])
         return members
@@ -355,49 +299,6 @@ class _Run:
             f"{loss:g} and gradient norm {grad_norm:g} at learning rate {learning_rate:.3g}; {kept}. "
             f"Lower train.learning_rate (or set precision to float32), and give --overwrite to use the same folder."
         )
-
-
-def _choose_head(
-    objective: AnswerLoss, rows: Rows, settings: TrainSettings, pad_id: int, device: torch.device
-) -> list[str]:
-    """Run head and loss in chunks where settings and model allow it; a warning where `auto` falls back."""
-    longest = max(row_lengths(rows))
-    step_rows = settings.batch_rows * settings.gradient_accumulation
-    n_targets = max(longest, min(settings.max_tokens_per_pass, step_rows * longest))
-    n_vocab = _n_logits(objective.model)
-    if settings.head == "whole" or (settings.head == "auto" and 4 * n_vocab * n_targets <= CHUNK_BYTES):
-        return []
-    found = find_head(objective.model)
-    reason = found if isinstance(found, str) else why_not_chunked(objective, found, rows, pad_id, device)
-    if not isinstance(found, str) and not reason:
-        objective.use_chunks(found)
-        return []
-    if settings.head == "chunked":
-        raise TrainingError(f"train.head is 'chunked', but {reason}; set it to auto or whole.")
-    return [f"Logits of whole passes were held in memory, since {reason}."]
-
-
-def _n_logits(model: nn.Module) -> int:
-    base: Any = getattr(model, "get_base_model", lambda: model)()
-    return int(base.config.get_text_config().vocab_size)
-
-
-def _choose_packing(
-    objective: AnswerLoss,
-    rows: Rows,
-    settings: TrainSettings,
-    pad_id: int,
-    device: torch.device,
-) -> tuple[bool, list[str]]:
-    """Whether rows are packed, tried out on the model itself; and a warning where `auto` falls back."""
-    if settings.packing == "off":
-        return False, []
-    reason = why_not_packed(objective, rows, pad_id, device)
-    if not reason:
-        return True, []
-    if settings.packing == "on":
-        raise TrainingError(f"train.packing is 'on', but {reason}; set it to auto or off.")
-    return False, [f"Records were not packed: {reason}."]
 
 
 def _without_deprecation(call: Any, *arguments: Any) -> None:

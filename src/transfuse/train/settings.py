@@ -35,7 +35,10 @@ class TrainSettings(StrictModel):
     learning_rate: PositiveFloat | None = None
     """Peak learning rate of AdamW; none means 1e-3 for LoRA and 1e-4 for full fine-tuning."""
     n_epochs: PositiveInt = 4
-    """Passes over the training records."""
+    """Passes over the training records; without meaning where `n_tokens` is given."""
+    n_tokens: PositiveInt | None = None
+    """Train until so many tokens have been read, prompts counted and padding not: the training ends with the step that
+    reads the last of them, after as many passes over the records as it takes. None trains `n_epochs`."""
     batch_rows: PositiveInt = 16
     """Records a step, over all processes together."""
     gradient_accumulation: PositiveInt = 1
@@ -70,6 +73,10 @@ class TrainSettings(StrictModel):
     def peak_learning_rate(self) -> float:
         """The learning rate given, or the method's default."""
         return self.learning_rate or DEFAULT_LEARNING_RATE[self.method]
+
+    def read_tokens(self, n_row_tokens: int) -> int:
+        """Tokens that a training reads, of records that have so many together; a step's worth more at most."""
+        return self.n_tokens or n_row_tokens * self.n_epochs
 
     @model_validator(mode="after")
     def _lora_fits_method(self) -> "TrainSettings":
