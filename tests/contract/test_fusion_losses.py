@@ -30,7 +30,7 @@ from transformers import (
 
 from transfuse.errors import TrainingError
 from transfuse.tensors.sparse_divergences import DIVERGENCES
-from transfuse.train import loop
+from transfuse.train import fast_paths
 from transfuse.train.adapters import attach_lora
 from transfuse.train.batches import LazyRows, Rows, TrainingPass, TrainingRow, packed_passes, padded_passes
 from transfuse.train.chunked_head import OutputHead, find_head
@@ -270,7 +270,7 @@ UNREACHABLE: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", UNREACHABLE)
 def test_a_head_that_cannot_be_reached_is_run_whole_and_said_so(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(loop, "CHUNK_BYTES", 4 * VOCAB)  # every pass is large
+    monkeypatch.setattr(fast_paths, "CHUNK_BYTES", 4 * VOCAB)  # every pass is large
     make, reason = UNREACHABLE[name]
     rows = rows_of("none")
     torch.manual_seed(0)
@@ -302,6 +302,11 @@ def test_training_in_chunks_is_training_with_the_whole_head(tmp_path, kind, monk
 
 
 # Packing
+
+
+def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    middle = (p + q) / 2
+    return ((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 2
 
 
 def loss_of_row(model: torch.nn.Module, row: TrainingRow) -> torch.Tensor:
@@ -338,6 +343,9 @@ def loss_of_row(model: torch.nn.Module, row: TrainingRow) -> torch.Tensor:
             "cross-entropy-renormalised": lambda p=p, q=q: -(p / p.sum() * q.log()).sum(),
             "forward-kl": lambda p=p, q=q, a=p_rest, b=q_rest: (p * (p / q).log()).sum() + a * (a / b).log(),
             "reverse-kl": lambda p=p, q=q, a=p_rest, b=q_rest: (q * (q / p).log()).sum() + b * (b / a).log(),
+            "jsd": lambda p=p, q=q, a=p_rest, b=q_rest: jensen_shannon(
+                torch.cat([p, a[None]]), torch.cat([q, b[None]])
+            ),
             "uld": lambda p=p, q=q, a=p_rest, b=q_rest: (p - q).abs().sum() + (a - b).abs(),
         }[soft.divergence]()
         total = total + (1 - soft.hard_weight) * soft.temperature**2 * value - soft.hard_weight * own[n]

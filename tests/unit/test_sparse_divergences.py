@@ -19,7 +19,7 @@ from transfuse.tensors.sparse_divergences import (
 from transfuse.tensors.sparse_targets import sparse_log_probs, top_log_probs
 
 NAMES = list(DIVERGENCES)
-ZERO_WHERE_EQUAL = ["forward-kl", "reverse-kl", "uld"]
+ZERO_WHERE_EQUAL = ["forward-kl", "reverse-kl", "jsd", "uld"]
 
 # Two tokens of four are kept, .5 and .3; a fifth of the mass is the tail's.
 TEACHER = torch.tensor([[0.1, 0.5, 0.1, 0.3]]).log()
@@ -42,6 +42,12 @@ def test_the_table_has_every_name():
         ("cross-entropy-renormalised", -0.625 * math.log(0.2) - 0.375 * math.log(0.4)),
         ("forward-kl", 0.5 * math.log(0.5 / 0.2) + 0.3 * math.log(0.3 / 0.4) + 0.2 * math.log(0.2 / 0.4)),
         ("reverse-kl", 0.2 * math.log(0.2 / 0.5) + 0.4 * math.log(0.4 / 0.3) + 0.4 * math.log(0.4 / 0.2)),
+        # Halfway between .5 .3 .2 and .2 .4 .4 are .35 .35 .3.
+        (
+            "jsd",
+            0.5 * (0.5 * math.log(0.5 / 0.35) + 0.3 * math.log(0.3 / 0.35) + 0.2 * math.log(0.2 / 0.3))
+            + 0.5 * (0.2 * math.log(0.2 / 0.35) + 0.4 * math.log(0.4 / 0.35) + 0.4 * math.log(0.4 / 0.3)),
+        ),
         # The student's likeliest are .4 and .3, whatever tokens they are.
         ("uld", abs(0.5 - 0.4) + abs(0.3 - 0.3) + abs(0.2 - 0.3)),
     ],
@@ -58,6 +64,9 @@ def dense(name: Divergence, teacher: torch.Tensor, student: torch.Tensor) -> tor
         return (p.sort(dim=1).values - q.sort(dim=1).values).abs().sum(1)
     if name.startswith("cross-entropy"):
         return -(p * q.log()).sum(1)
+    if name == "jsd":
+        middle = (p + q) / 2
+        return ((p * (p / middle).log()).sum(1) + (q * (q / middle).log()).sum(1)) / 2
     return (p * (p / q).log()).sum(1) if name == "forward-kl" else (q * (q / p).log()).sum(1)
 
 
@@ -86,6 +95,53 @@ def test_gradients_are_those_of_finite_differences(name, k):
     assert torch.autograd.gradcheck(
         lambda logits: sparse_divergence(name, kept.token_ids, log_probs, logits), student
     )
+
+
+def of_beta(beta: float, teacher: torch.Tensor, student: torch.Tensor, k: int = 9) -> torch.Tensor:
+    ids = teacher.argsort(dim=1, descending=True)[:, :k]
+    return sparse_divergence("jsd", ids, teacher.log_softmax(1).gather(1, ids), student, beta)
+
+
+def test_jsd_weighs_a_side_by_beta():
+    # A quarter of .5 .3 .2 and three quarters of .2 .4 .4.
+    m = [0.275, 0.375, 0.35]
+    expected = 0.25 * sum(p * math.log(p / x) for p, x in zip([0.5, 0.3, 0.2], m, strict=True))
+    expected += 0.75 * sum(q * math.log(q / x) for q, x in zip([0.2, 0.4, 0.4], m, strict=True))
+    kept = top_log_probs(TEACHER, 2)
+    assert sparse_divergence("jsd", *kept, STUDENT, 0.25).item() == pytest.approx(expected, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**30), beta=st.floats(0.01, 0.99), spread=st.sampled_from([0.1, 2.0, 20.0]))
+def test_jsd_changes_sides_with_beta_and_is_at_most_a_coins_entropy(seed, beta, spread):
+    one, other = drawn(seed, 3, 9, spread), drawn(seed + 1, 3, 9, spread)
+    found = of_beta(beta, one, other)
+    torch.testing.assert_close(found, of_beta(1 - beta, other, one))
+    assert (found <= -beta * math.log(beta) - (1 - beta) * math.log(1 - beta) + 1e-9).all()
+
+
+@pytest.mark.parametrize("k", [3, 9])
+def test_jsd_goes_over_into_the_two_kls(k):
+    teacher, student = drawn(6, 4, 9, 1.0), drawn(7, 4, 9, 1.0)
+    ids = teacher.argsort(dim=1, descending=True)[:, :k]
+    kept = (ids, teacher.log_softmax(1).gather(1, ids))
+    forward, reverse = (sparse_divergence(name, *kept, student) for name in ("forward-kl", "reverse-kl"))
+    torch.testing.assert_close(of_beta(1e-6, teacher, student, k) / 1e-6, forward, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(of_beta(1 - 1e-6, teacher, student, k) / 1e-6, reverse, rtol=1e-4, atol=1e-6)
+
+
+def test_a_certain_teacher_keeps_jsd_and_its_gradient_finite():
+    student = drawn(8, 1, 4).requires_grad_()
+    certain = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64)
+    value = sparse_divergence("jsd", torch.tensor([[2, 0]]), certain, student, 0.3)
+    q = student.detach().softmax(1)[0, 2]
+    expected = -0.3 * (0.3 + 0.7 * q).log() + 0.7 * (
+        q * (q / (0.3 + 0.7 * q)).log() - (1 - q) * math.log(0.7)
+    )
+    torch.testing.assert_close(value[0], expected)
+    value.sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
 
 
 def test_every_log_probability_has_the_gradient_of_torchs_own_softmax():

@@ -35,8 +35,10 @@ class FusionSettings(StrictModel):
     """Source tokens of one image: add their probabilities, or keep the likeliest's, as the published code does."""
     divergence: Divergence | Literal["chunk-likelihood"] = "cross-entropy"
     """What pulls the target towards the fused distribution: the paper's cross-entropy over the kept tokens; KL with the
-    tail, forward or reverse; sorted probabilities (`uld`); or the likelihood of whole chunks (ALM), which needs no kept
-    tokens and no map."""
+    tail, forward or reverse, or what lies between (`jsd`); sorted probabilities (`uld`); or the likelihood of whole
+    chunks (ALM), which needs no kept tokens and no map."""
+    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of divergence `jsd` (GKD): towards 0 it acts as the forward KL, towards 1 as the reverse one, scaled down."""
     chunk_temperature: PositiveFloat = 1.0
     """Of divergence `chunk-likelihood`: probabilities are taken to the power of 1 / this."""
     clm_weight: Annotated[float, Field(ge=0, le=1)] = 0.9

@@ -106,6 +106,40 @@ def write_targets(
         write_json(temporary / HEADER_FILE, header)
 
 
+def write_plain_targets(folder: Path, pieces: Iterable[Int[np.ndarray, " tokens"]]) -> None:
+    """Write pieces without targets, for `TargetRows` with `is_plain`, whole or not at all.
+
+    Args:
+        folder: of their own; an earlier one is replaced.
+        pieces: token ids of each, in order; consumed one at a time.
+
+    Raises:
+        RunFolderError: the folder cannot be written, or the disk is full.
+    """
+    n_tokens = n_pieces = 0
+    types = {"token_ids": np.dtype("<i4"), "piece_ends": np.dtype("<i8")}
+    with atomic_folder(folder) as temporary:
+        with (
+            (temporary / "token_ids.bin").open("wb") as ids,
+            (temporary / "piece_ends.bin").open("wb") as ends,
+        ):
+            for piece in pieces:
+                n_pieces += 1
+                n_tokens += len(piece)
+                ids.write(np.asarray(piece, dtype=types["token_ids"]).tobytes())
+                ends.write(np.asarray(n_tokens, dtype=types["piece_ends"]).tobytes())
+        header = {
+            "format": FORMAT,
+            "n_pieces": n_pieces,
+            "n_tokens": n_tokens,
+            "n_chunks": 0,
+            "n_kept": 0,
+            "arrays": {name: each.str for name, each in types.items()},
+            "settings": FusionSettings().model_dump(mode="json"),
+        }
+        write_json(temporary / HEADER_FILE, header)
+
+
 @final
 class TargetRows(Sequence[TrainingRow]):
     """Training rows with their fused targets, read when they are asked for."""
@@ -202,6 +236,7 @@ class TargetRows(Sequence[TrainingRow]):
             hard_weight=self._settings.clm_weight,
             divergence=self._settings.divergence,  # type: ignore[arg-type] - chunks are told apart by their arrays
             is_taught=(log_probs > -torch.inf).any(dim=1),
+            jsd_beta=self._settings.jsd_beta,
         )
 
     def _chunks(self, piece: int) -> ChunkTargets:

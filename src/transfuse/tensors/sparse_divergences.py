@@ -5,7 +5,9 @@ only hide a difference, so each is at most its value over the whole vocabulary, 
 kept.
 """
 
-from typing import Literal, Protocol
+import math
+from functools import partial
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from transfuse.tensors.sparse_targets import SparseLogProbs, sparse_log_probs
 
-Divergence = Literal["cross-entropy", "cross-entropy-renormalised", "forward-kl", "reverse-kl", "uld"]
+Divergence = Literal["cross-entropy", "cross-entropy-renormalised", "forward-kl", "reverse-kl", "jsd", "uld"]
 
 TAIL_FLOOR = 1e-6
 """Least tail that `reverse_kl` sees: 1 minus a sum in float32 cannot tell less from 0, whose log has no end."""
@@ -22,6 +24,7 @@ LOG_PROB_CEILING = -1e-7
 """Greatest log-probability of a chunk: float32 cannot tell more from certainty, which no other value is near."""
 
 
+@runtime_checkable
 class DivergenceFn(Protocol):
     """Nats at each target, from the teacher's log-probabilities of the kept tokens and the student's of the same."""
 
@@ -118,6 +121,33 @@ def reverse_kl(
     return kept.sum(dim=1) + rest.exp() * (rest - tail) * has_rest
 
 
+def jensen_shannon(
+    teacher_log_probs: Float[Tensor, "targets kept"], student: SparseLogProbs, beta: float = 0.5
+) -> Float[Tensor, " targets"]:
+    """How far teacher and student are from what lies between them, over the kept tokens and the tail.
+
+    `beta KL(teacher || m) + (1 - beta) KL(student || m)` with `m = beta teacher + (1 - beta) student`. Divided by
+    beta it is the forward KL as beta goes to 0; divided by 1 - beta the reverse KL as beta goes to 1.
+
+    Args:
+        teacher_log_probs: natural log, over the whole vocabulary; minus infinity at pads.
+        student: of the same tokens.
+        beta: between 0 and 1; at 1/2 neither side is preferred.
+
+    Returns:
+        Nats, at most the entropy of a coin of probability beta; 0 where the two agree, never negative but for rounding.
+
+    Source:
+        Agarwal et al. 2024 (GKD), arXiv:2306.13649, equation 1.
+    """
+    is_kept = teacher_log_probs > -torch.inf
+    ours = student.kept.masked_fill(~is_kept, 0)
+    kept = _between(teacher_log_probs.masked_fill(~is_kept, 0), ours, beta) * is_kept
+    rest, has_rest = _rest(student)
+    tail = _tail(teacher_log_probs) * has_rest
+    return kept.sum(dim=1) + _between(tail.log(), rest, beta) * has_rest
+
+
 def sorted_difference(
     teacher_log_probs: Float[Tensor, "targets kept"], student: SparseLogProbs
 ) -> Float[Tensor, " targets"]:
@@ -143,9 +173,15 @@ DIVERGENCES: dict[Divergence, DivergenceFn] = {
     "cross-entropy-renormalised": cross_entropy_renormalised,
     "forward-kl": forward_kl,
     "reverse-kl": reverse_kl,
+    "jsd": jensen_shannon,
     "uld": sorted_difference,
 }
 """Divergences over kept tokens, by the name that a recipe gives them."""
+
+
+def divergence_of(name: Divergence, jsd_beta: float = 0.5) -> DivergenceFn:
+    """The divergence of a name; `jsd_beta` is the beta of `jsd`, and without meaning for the others."""
+    return partial(jensen_shannon, beta=jsd_beta) if name == "jsd" else DIVERGENCES[name]
 
 
 def student_log_probs(
@@ -180,13 +216,14 @@ def sparse_divergence(
     token_ids: Int[Tensor, "targets kept"],
     teacher_log_probs: Float[Tensor, "targets kept"],
     student_logits: Float[Tensor, "targets vocab"],
+    jsd_beta: float = 0.5,
 ) -> Float[Tensor, " targets"]:
     """A divergence of `DIVERGENCES` from a student's logits; arguments as in `student_log_probs`."""
     nobody = torch.zeros(len(token_ids), dtype=torch.long, device=student_logits.device)
     teacher_log_probs, student = student_log_probs(
         divergence, token_ids, teacher_log_probs, nobody, student_logits
     )
-    return DIVERGENCES[divergence](teacher_log_probs, student)
+    return divergence_of(divergence, jsd_beta)(teacher_log_probs, student)
 
 
 def chunk_divergence(
@@ -226,6 +263,16 @@ def _log_of_rest(log_probs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     # Each branch is given what it bears, so that the other one's gradient is never 0 times infinity.
     small = torch.log1p(-log_probs.masked_fill(~is_small, -1).exp())
     return torch.where(is_small, small, torch.log(-torch.expm1(log_probs.masked_fill(is_small, -0.1))))
+
+
+def _between(
+    teacher: Float[Tensor, "..."], student: Float[Tensor, "..."], beta: float
+) -> Float[Tensor, "..."]:
+    """`beta p log(p / m) + (1 - beta) q log(q / m)` with `m = beta p + (1 - beta) q`; p may be 0, q not."""
+    middle = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    # A teacher that gives 0 has nothing to say there; its log is not to be multiplied by 0.
+    theirs = teacher.exp() * (teacher.clamp(min=torch.finfo(teacher.dtype).min) - middle)
+    return beta * theirs + (1 - beta) * student.exp() * (student - middle)
 
 
 def _tail(log_probs: Float[Tensor, "targets kept"]) -> Float[Tensor, " targets"]:

@@ -28,6 +28,8 @@ class SoftTargets(NamedTuple):
     """By which the student is held to the teacher; the same in all rows of a training."""
     is_taught: Bool[Tensor, " learned"] | None = None
     """False where the teacher says nothing: there the whole loss is on the row's own token. None is true everywhere."""
+    jsd_beta: float = 0.5
+    """Of divergence `jsd`; the same in all rows."""
 
 
 class ChunkTargets(NamedTuple):
@@ -59,6 +61,7 @@ class SoftPart(NamedTuple):
     divergence: Divergence = "forward-kl"
     is_tempered: bool = True
     """Whether any temperature is other than 1."""
+    jsd_beta: float = 0.5
 
 
 class ChunkPart(NamedTuple):
@@ -153,6 +156,7 @@ def soft_part(rows: Sequence[tuple[Taught | None, Sequence[float]]]) -> SoftPart
         weights=torch.tensor(weights),
         divergence=found[0].divergence,
         is_tempered=any(soft.temperature != 1 for soft in found),
+        jsd_beta=found[0].jsd_beta,
     )
 
 
@@ -215,6 +219,10 @@ def _refuse_uneven(soft: SoftTargets, first: SoftTargets, n_learned: int) -> Non
         raise TrainingError(
             f"soft targets: expected one divergence in all rows, got {first.divergence} and {soft.divergence}; "
             f"train with one of them."
+        )
+    if soft.jsd_beta != first.jsd_beta:
+        raise TrainingError(
+            f"soft targets: expected one jsd_beta in all rows, got {first.jsd_beta} and {soft.jsd_beta}."
         )
 
 

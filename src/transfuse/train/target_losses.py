@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from transfuse.tensors.sparse_divergences import DIVERGENCES, chunk_divergence, student_log_probs
+from transfuse.tensors.sparse_divergences import chunk_divergence, divergence_of, student_log_probs
 from transfuse.train.soft_targets import ChunkPart, SoftPart
 
 
@@ -63,7 +63,7 @@ def targets_loss(logits: Float[Tensor, "targets vocab"], targets: Targets) -> Fl
     soft = targets.soft
     if soft is None:
         return functional.cross_entropy(logits, targets.ids, reduction="none") @ targets.weights
-    divergence = DIVERGENCES[soft.divergence]
+    divergence = divergence_of(soft.divergence, soft.jsd_beta)
     tempered = logits / soft.temperatures[:, None] if soft.is_tempered else logits
     teacher_log_probs, student = student_log_probs(
         soft.divergence, soft.token_ids, soft.log_probs, targets.ids, tempered
