@@ -12,7 +12,7 @@ from pydantic import (
     field_validator,
 )
 
-from transfuse.types import StrictModel
+from transfuse.types import ModelReference, StrictModel
 
 OPENAI_HOST = "api.openai.com"
 
@@ -48,7 +48,7 @@ class EndpointReference(NamedTuple):
 class GeneratorSettings(StrictModel):
     """Who writes text, how, and what it may cost."""
 
-    reference: str
+    reference: ModelReference
     """Who answers: `openai:MODEL@URL` (any OpenAI-compatible endpoint), `http://HOST/v1` (its only model),
     `recorded:FILE` (replies played back), or a model reference (run on this machine)."""
     n_at_once: PositiveInt = 16

@@ -53,12 +53,12 @@ def load_facts(path: Path) -> list[Fact]:
     return facts
 
 
-def load_pairs(path: Path, facts: Sequence[Fact]) -> list[QAPair]:
+def load_pairs(path: Path, facts: Sequence[Fact] | None) -> list[QAPair]:
     """Question-answer pairs of a JSONL file, in the format of `docs/formats.md`.
 
     Args:
         path: the file.
-        facts: what the pairs of basis `fact` refer to.
+        facts: what the pairs of basis `fact` refer to; None takes their ids as they stand.
 
     Returns:
         The pairs in file order; at least one.
@@ -66,7 +66,7 @@ def load_pairs(path: Path, facts: Sequence[Fact]) -> list[QAPair]:
     Raises:
         DataError: broken line, missing or unknown field, unknown fact id, no pair at all.
     """
-    known = {fact.id for fact in facts}
+    known = {fact.id for fact in facts or ()}
     pairs: list[QAPair] = []
     strangers: dict[str, str] = {}
     for line in read_jsonl(path):
@@ -74,7 +74,7 @@ def load_pairs(path: Path, facts: Sequence[Fact]) -> list[QAPair]:
         pair = _pair(line)
         named = (pair.source, *pair.also) if pair.basis == "fact" else pair.also
         for name in named:
-            if name not in known:
+            if facts is not None and name not in known:
                 strangers.setdefault(name, line.where)
         pairs.append(pair)
     if strangers:

@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
+from transfuse.errors import ModelError
+from transfuse.io.files import file_sha256
 from transfuse.io.references import resolve_model, weight_files
 
 _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str]] = WeakKeyDictionary()
@@ -33,6 +35,30 @@ def model_fingerprint(reference: str) -> str:
             if file.is_file():
                 status = file.stat()
                 parts += [file.name, str(status.st_size), str(status.st_mtime_ns)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def adapter_fingerprint(folder: Path) -> str:
+    """A digest of what an adapter's files hold, the same wherever they lie.
+
+    Args:
+        folder: a PEFT adapter folder.
+
+    Returns:
+        A hex digest over `adapter_config.json` and the weights; model cards and the like are no part of it.
+
+    Raises:
+        DataError: a file cannot be read.
+        ModelError: there is no adapter.
+    """
+    config = folder / "adapter_config.json"
+    weights = sorted(folder.glob("*.safetensors"))
+    if not config.is_file() or not weights:
+        raise ModelError(
+            f"{folder}: expected an adapter folder with adapter_config.json and safetensors weights, found "
+            f"{'no weights' if config.is_file() else 'none'}; check the path."
+        )
+    parts = [f"{file.name} {file_sha256(file)}" for file in (config, *weights)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
