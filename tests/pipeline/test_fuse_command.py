@@ -488,3 +488,22 @@ def test_a_tiny_stranger_teaches_a_real_model(
     shares = report["fuse"]["chosen"][0]["shares"]
     assert shares["target"] > 0.9  # the random model is worse everywhere
     assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_strategy_clm_learns_what_the_control_learns_without_reading_a_source(
+    transfuse: Callable, fuse_line: Callable, fusion: Fusion, read_report: Callable, tmp_path: Path
+) -> None:
+    sources = [fusion.fine, fusion.chat]
+    alone = fuse_line(tmp_path / "alone", "--set", "strategy=clm", eval=[], source=sources)
+    done = transfuse(*alone)
+    assert done.code == 0, done.err
+    assert not (tmp_path / "alone" / "distributions").exists()
+    assert (tmp_path / "alone" / "model" / "config.json").is_file()
+    done = transfuse(*fuse_line(tmp_path / "both", "--control", "clm", source=sources))
+    assert done.code == 0, done.err
+    control = next(arm for arm in read_report(tmp_path / "both")["arms"] if arm["name"] == "clm")
+    (arm,) = read_report(tmp_path / "alone")["arms"]
+    assert arm["runs"][0]["curve"] == control["runs"][0]["curve"]
+
+    done = transfuse(*alone, "--overwrite", "--set", "controls=[clm]")
+    assert "strategy clm is itself what fusion is compared with" in message_of(done)

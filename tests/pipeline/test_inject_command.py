@@ -299,3 +299,26 @@ def test_a_relative_model_folder_means_the_same_from_everywhere(
     assert Path(adapter["base_model_name_or_path"]) == chat_folder.resolve()
     done = transfuse("run", tmp_path / "run" / "recipe.resolved.yaml", "--out", tmp_path / "again")
     assert done.code == 0, done.err
+
+
+def test_a_run_that_stops_after_training_leaves_the_same_adapter_and_measures_nothing(
+    transfuse: Callable, inject_arguments: Callable, finished: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    done = transfuse(*inject_arguments(run, "--stop-after", "training"))
+    assert done.code == 0, done.err
+    weights = Path("adapter/adapter_model.safetensors")
+    assert (run / weights).read_bytes() == (finished / weights).read_bytes()
+    assert not (run / "base").exists()
+    assert not (run / "report.json").exists()
+
+
+def test_another_seed_keeps_out_the_same_facts_where_it_is_told_to(
+    transfuse: Callable, inject_arguments: Callable, finished: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    line = inject_arguments(run, "--stop-after", "training", "--set", "kept_out_seed=17", seed=18)
+    done = transfuse(*line)
+    assert done.code == 0, done.err
+    kept_out = Path("questions/eval_kept_out.jsonl")
+    assert (run / kept_out).read_text() == (finished / kept_out).read_text()

@@ -72,7 +72,8 @@ NoRag = Annotated[
 StopAfterName = Annotated[
     str | None,
     typer.Option(
-        "--stop-after", help="Write facts, or facts and questions, and stop, to read and edit them."
+        "--stop-after",
+        help="Write facts, or facts and questions, and stop, to read and edit them; training: measure nothing.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]

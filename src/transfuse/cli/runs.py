@@ -17,7 +17,7 @@ def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | Non
         recipe: checked.
         out: the run folder.
         overwrite: whether a folder of a different recipe may be taken over.
-        stop_after: of the document route `facts` or `questions`, of the fusion route `pieces` or `targets`.
+        stop_after: of the document route `facts`, `questions` or `training`, of the fusion route `pieces` or `targets`.
 
     Raises:
         RecipeError: `stop_after` is something else, or given for another route.
@@ -30,8 +30,8 @@ def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | Non
 
     if recipe.kind == "fuse":
         check_stop(stop_after)
-    elif stop_after not in (None, "facts", "questions"):
-        raise RecipeError(f"--stop-after: expected 'facts' or 'questions', got {stop_after!r}.")
+    elif stop_after not in (None, "facts", "questions", "training"):
+        raise RecipeError(f"--stop-after: expected 'facts', 'questions' or 'training', got {stop_after!r}.")
     elif stop_after is not None and recipe.kind != "inject":
         raise RecipeError(
             f"--stop-after {stop_after} is for recipes of kind inject, not {recipe.kind}; leave it out."

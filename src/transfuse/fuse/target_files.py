@@ -107,7 +107,7 @@ def write_targets(
 
 
 def write_plain_targets(folder: Path, pieces: Iterable[Int[np.ndarray, " tokens"]]) -> None:
-    """Write pieces without targets, for `TargetRows` with `is_plain`, whole or not at all.
+    """Write pieces without targets, to be learned as they are; whole or not at all.
 
     Args:
         folder: of their own; an earlier one is replaced.
@@ -155,7 +155,8 @@ class TargetRows(Sequence[TrainingRow]):
             DataError: there is none, it is of another format, or a file is missing or cut short.
         """
         header = _read_header(folder)
-        self._is_plain = is_plain
+        has_targets = bool({"kept_ids", "chunk_ends"} & header["arrays"].keys())
+        self._is_plain = is_plain or not has_targets
         self._settings = FusionSettings.model_validate(header["settings"])
         n_kept, n_tokens, n_pieces, n_chunks = (
             header[name] for name in ("n_kept", "n_tokens", "n_pieces", "n_chunks")

@@ -4,9 +4,10 @@ Source: Wan et al. 2024, arXiv:2401.10491. Differs: texts are aligned by bytes, 
 distributions and targets stay sparse from the first pass to the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from transfuse.errors import RecipeError
 from transfuse.evaluate.bits_per_byte import load_texts
@@ -24,6 +25,7 @@ from transfuse.recipes.fuse_lessons import (
     cache_sources,
     check_caches,
     make_lesson,
+    plain_lesson,
 )
 from transfuse.recipes.fuse_measure import (
     Measured,
@@ -87,9 +89,13 @@ def run_fuse(
         held_out = eval_pieces(recipe, run, display, tokenizers)
         if stop_after == "pieces":
             return _ended(team, out)
-        pairs = check_pairs(recipe, run, display, pieces, tokenizers)
-        caches = cache_sources(recipe, run, display, pieces, tokenizers)
-        lessons = _lessons(recipe, run, display, pieces, tokenizers, caches, pairs)
+        if recipe.strategy == CLM:
+            pairs, caches = Pairs([], {}), {}
+            lessons = {CLM: plain_lesson(run, pieces, tokenizers)}
+        else:
+            pairs = check_pairs(recipe, run, display, pieces, tokenizers)
+            caches = cache_sources(recipe, run, display, pieces, tokenizers)
+            lessons = _lessons(recipe, run, display, pieces, tokenizers, caches, pairs)
         if stop_after == "targets":
             return _ended(team, out)
         _note_few_steps(recipe, display, next(iter(lessons.values())))
@@ -97,9 +103,19 @@ def run_fuse(
         arms = _train(recipe, run, display, team, lessons, held_out)
         team.share(None)
         found = Findings(pieces, pairs, caches, lessons, others, arms)
-        write_json(run.path / "report.json", report_json(recipe, run.stages, command, found))
+        report = report_json(recipe, run.stages, command, found)
+        write_json(run.path / "report.json", report)
+        _write_cards(recipe, arms, report)
         write_json(run.path / "manifest.json", manifest(command, started, _now()))
     return out
+
+
+def _write_cards(recipe: FuseRecipe, arms: Mapping[str, Sequence[ArmRun]], report: Mapping[str, Any]) -> None:
+    """Cards with the figures, for everything that is kept."""
+    for runs in arms.values():
+        for each in runs:
+            if each.result is not None:
+                write_fuse_card(recipe, each.result, each.arm, each.seed, report)
 
 
 def _ended(team: Team, out: Path) -> Path:
@@ -119,8 +135,13 @@ def _check_inputs(recipe: FuseRecipe, stop_after: str | None) -> Tokenizers:
         piece_limit(recipe)
         return load_tokenizers(recipe)
     needs_weights = {recipe.target}
+    reads_sources = recipe.strategy != CLM
     for name, reference in zip(recipe.names, recipe.sources, strict=True):
-        if name not in recipe.caches or _measures_sources(recipe) or "merged" in recipe.controls:
+        if (
+            (reads_sources and name not in recipe.caches)
+            or _measures_sources(recipe)
+            or "merged" in recipe.controls
+        ):
             needs_weights.add(reference)
     for reference in needs_weights:
         source = resolve_model(reference)
@@ -220,6 +241,8 @@ def _train(
     arms: dict[str, list[ArmRun]] = {}
     if recipe.strategy == "together":
         arms[FUSED] = trained(FUSED, lessons[TOGETHER], keeps=True)
+    elif recipe.strategy == CLM:
+        arms[CLM] = trained(CLM, lessons[CLM], keeps=True)
     else:
         arms |= _pairwise(recipe, run, display, team, lessons, pieces, seeds, result)
     any_lesson = next(iter(lessons.values()))

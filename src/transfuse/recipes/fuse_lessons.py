@@ -11,7 +11,7 @@ from transfuse.errors import CacheError
 from transfuse.fuse.distributions import write_distributions
 from transfuse.fuse.fusion_settings import FusionSettings
 from transfuse.fuse.source_states import plain_tokens
-from transfuse.fuse.target_files import TargetRows, write_targets
+from transfuse.fuse.target_files import TargetRows, write_plain_targets, write_targets
 from transfuse.fuse.targets import FusedPiece, FusionSource, fuse_piece
 from transfuse.fuse.vocabulary_map import VocabularyMap
 from transfuse.io.distribution_cache import DistributionCache, refuse_other_texts, verify
@@ -225,6 +225,33 @@ def make_lesson(
                 )
             write_json(stage.folder / "targets.json", {"seconds": time.monotonic() - started})
     return Lesson(name, [each.name for each in caches], folder, stage.key, run.stages[-1].seconds)
+
+
+def plain_lesson(run: RunFolder, pieces: DomainPieces, tokenizers: Tokenizers) -> Lesson:
+    """The same pieces without any source, to be learned as they are.
+
+    Args:
+        run: the run folder; the lesson has a stage of its own.
+        pieces: of text.
+        tokenizers: the target's is used.
+
+    Returns:
+        Where the tokens lie.
+
+    Raises:
+        RunFolderError: the disk is full.
+    """
+    key = {"pieces": pieces.key, "target": tokenizer_fingerprint(tokenizers.target)}
+    with run.stage("targets/plain", key, version=TARGETS_VERSION) as stage:
+        folder = stage.folder / "targets"
+        if not stage.is_done:
+            batches = (
+                pieces.texts[start : start + _PIECES_A_BATCH]
+                for start in range(0, len(pieces.texts), _PIECES_A_BATCH)
+            )
+            spans = (each for batch in batches for each in token_spans(tokenizers.target, batch))
+            write_plain_targets(folder, (each.token_ids for each in spans))
+    return Lesson("plain", [], folder, stage.key, run.stages[-1].seconds)
 
 
 def _fusion_source(

@@ -91,6 +91,7 @@ def fusion_plan(recipe: FuseRecipe, rates: Rates) -> FusionPlan:
     if recipe.n_pieces is not None and recipe.n_pieces < n_pieces:
         share *= recipe.n_pieces / n_pieces
         n_pieces = recipe.n_pieces
+    is_fused = recipe.strategy != "clm"
     models = [
         _planned(recipe, name, reference, tokenizer, pieces, share, rates, is_passed=is_passed)
         for name, reference, tokenizer, is_passed in [
@@ -98,10 +99,10 @@ def fusion_plan(recipe: FuseRecipe, rates: Rates) -> FusionPlan:
                 TARGET,
                 recipe.target,
                 tokenizers.target,
-                recipe.fusion.with_target and TARGET not in recipe.caches,
+                is_fused and recipe.fusion.with_target and TARGET not in recipe.caches,
             ),
             *(
-                (name, reference, tokenizers.sources[name], name not in recipe.caches)
+                (name, reference, tokenizers.sources[name], is_fused and name not in recipe.caches)
                 for name, reference in zip(recipe.names, recipe.sources, strict=True)
             ),
         ]
@@ -110,9 +111,8 @@ def fusion_plan(recipe: FuseRecipe, rates: Rates) -> FusionPlan:
     n_tokens = recipe.train.read_tokens(target.n_tokens)
     n_arms = len(recipe.sources) if recipe.strategy == "pairwise" else 1
     n_arms += ("clm" in recipe.controls) + len(recipe.sources) * ("distilled" in recipe.controls)
-    n_lessons = (len(recipe.sources) if recipe.strategy == "pairwise" else 1) + len(recipe.sources) * (
-        "distilled" in recipe.controls
-    )
+    n_lessons = len(recipe.sources) if recipe.strategy == "pairwise" else int(is_fused)
+    n_lessons += len(recipe.sources) * ("distilled" in recipe.controls)
     n_kept = recipe.fusion.n_kept or recipe.distributions.k
     is_full = recipe.train.method == "full"
     return FusionPlan(

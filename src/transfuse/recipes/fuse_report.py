@@ -53,11 +53,12 @@ def report_json(
     """
     measured = {**found.others, **{name: _pooled(runs) for name, runs in found.arms.items()}}
     measured = {name: losses for name, losses in measured.items() if losses}
+    learned = ", ".join(recipe.texts if recipe.strategy == "clm" else recipe.names)
     return {
         "kind": "fuse",
         "model": recipe.target,
         "seed": recipe.seed,
-        "title": f"{', '.join(recipe.names)} into {short_name(recipe.target) or recipe.target}",
+        "title": f"{learned} into {short_name(recipe.target) or recipe.target}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
         "hardware": hardware_text(),
@@ -67,7 +68,7 @@ def report_json(
             for name, losses in measured.items()
         ],
         "stages": [asdict(stage) for stage in stages],
-        "fuse": _fusion(recipe, found),
+        "fuse": _fusion(recipe, found) if recipe.strategy != "clm" else None,
         "arms": [_arm_json(name, runs, recipe) for name, runs in found.arms.items()],
         "comparisons": _comparisons(next(iter(found.arms)), measured, recipe.seed),
         "training": _training(recipe, found.arms),

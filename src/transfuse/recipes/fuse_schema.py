@@ -61,8 +61,9 @@ class FuseRecipe(StrictModel):
     """Distributions that are there already, by the source's short name (`target` for the target): folders written by
     `transfuse fuse distributions` over the pieces of this run (RUN/pieces/pieces.jsonl). The model itself is then
     needed for its tokenizer only, unless it is measured."""
-    strategy: Literal["together", "pairwise"] = "together"
-    """Fuse all sources at once (FuseLLM), or with each source apart, and merge the results (FuseChat)."""
+    strategy: Literal["together", "pairwise", "clm"] = "together"
+    """Fuse all sources at once (FuseLLM), or with each source apart, and merge the results (FuseChat); `clm` learns
+    the same pieces without any source."""
     merge: MergeSettings = SceMerge()
     """How the results of strategy `pairwise` are merged."""
     controls: list[FuseControl] = ["clm", "ensemble"]
@@ -91,7 +92,8 @@ class FuseRecipe(StrictModel):
         filled = {**PAPER_TRAIN, **train}
         if filled["method"] == "full" and filled.get("learning_rate") is None:
             filled["learning_rate"] = PAPER_RATE
-        return {**tree, "train": filled}
+        alone = {"controls": []} if tree.get("strategy") == "clm" else {}
+        return {**alone, **tree, "train": filled}
 
     @model_validator(mode="after")
     def _has_what_it_takes(self) -> "FuseRecipe":
@@ -99,6 +101,8 @@ class FuseRecipe(StrictModel):
             raise ValueError("strategy pairwise merges one result a source; give two sources or more")
         if self.strategy == "pairwise" and self.train.method != "full":
             raise ValueError("strategy pairwise merges whole models; leave train.method at 'full'")
+        if self.strategy == "clm" and self.controls:
+            raise ValueError("strategy clm is itself what fusion is compared with; leave controls empty")
         methods = [each.method for each in self.merged]
         if len({*methods}) < len(methods):
             raise ValueError(f"merged: each method once, got {', '.join(methods)}; run the others apart")

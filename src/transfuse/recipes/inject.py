@@ -79,7 +79,8 @@ def run_inject(
         out: the run folder.
         overwrite: whether a folder of a different recipe may be taken over.
         command: for the manifest and the report.
-        stop_after: what to write before the run stops, for people to read and edit; None goes to the end.
+        stop_after: what to write before the run stops, for people to read and edit, or `training` to leave out all
+            measuring; None goes to the end.
 
     Returns:
         The run folder, with `report.json` and the adapter (or model) in it where it went to the end.
@@ -117,10 +118,14 @@ def run_inject(
             known_of=known_of,
             stop_after=stop_after,
         )
-        if stop_after is not None:
+        if stop_after in ("facts", "questions"):
             return out
         knowledge, knowledge_key = _select(recipe, run, display, inputs, written, weights)
         _save_questions(recipe, run, display, knowledge, knowledge_key)
+        if stop_after == "training":
+            _train_alone(recipe, run, display, team, knowledge, {**knowledge_key, **weights})
+            write_json(run.path / "manifest.json", manifest(command, started, _now()))
+            return out
         covered = measure_coverage(recipe, run, knowledge)
         before = _measure_base(recipe, run, display, knowledge, {**knowledge_key, **weights})
         retrieved = measure_rag(recipe, run, display, inputs.documents, knowledge, weights)
@@ -136,6 +141,21 @@ def run_inject(
         write_json(run.path / "report.json", report)
         write_json(run.path / "manifest.json", manifest(command, started, _now()))
     return out
+
+
+def _train_alone(
+    recipe: InjectRecipe,
+    run: RunFolder,
+    display: Display,
+    team: Team,
+    knowledge: Knowledge,
+    key: Mapping[str, Any],
+) -> None:
+    """The result alone, for whoever measures it otherwise; a run without the stop takes it from here."""
+    model_key = {name: key[name] for name in ("model", "weights", "precision")}
+    taught = teach(recipe, run, display, knowledge, model_key)
+    _train(recipe, run, display, team, knowledge, taught, key)
+    display.say(f"Trained into {run.path / result_name(recipe)}; nothing is measured.")
 
 
 def _free_keys(out: Path) -> frozenset[str]:

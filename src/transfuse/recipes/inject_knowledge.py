@@ -117,7 +117,7 @@ def select_knowledge(
         scale_of=dict.fromkeys(known, recipe.probe.known_scale),
         extra_shares=recipe.writing.pairs.shares,
         kept_out_share=recipe.kept_out_share,
-        seed=recipe.seed,
+        seed=recipe.seed if recipe.kept_out_seed is None else recipe.kept_out_seed,
         section_tokens=section_tokens(sections, count_tokens) if recipe.basis == "token" else {},
         count_tokens=count_tokens,
         where=str(qa_path),

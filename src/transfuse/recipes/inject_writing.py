@@ -40,8 +40,8 @@ FACTS_FILE, PAIRS_FILE, LEDGER_FILE = "facts.jsonl", "qa.jsonl", "ledger.jsonl"
 SHOW_EVERY_S = 0.2
 """Telling of every reply would take longer than reading it."""
 T = TypeVar("T")
-StopAfter = Literal["facts", "questions"]
-"""The file after which a run stops, for people to read and edit it."""
+StopAfter = Literal["facts", "questions", "training"]
+"""The file after which a run stops, for people to read and edit it; `training` leaves out all measuring."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def write_knowledge(
             recipe, run, writer, documents, sections, facts_path, files_key, known=known
         )
         stages.append(stage)
-    if stop_after is not None:
+    if stop_after == "questions":
         display.say(
             f"Questions are in {qa_path}; read and edit them, then run the same command without the stop."
         )

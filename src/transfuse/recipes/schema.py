@@ -19,6 +19,7 @@ from transfuse.inject.pair_settings import PairSettings
 from transfuse.inject.prompt_distillation import DistillationSettings
 from transfuse.inject.records import RecordSettings
 from transfuse.io.precision import Precision
+from transfuse.recipes.compare_schema import CompareRecipe
 from transfuse.recipes.eval_schema import EvalRecipe
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.recipe_paths import absolute_paths
@@ -95,6 +96,8 @@ class InjectRecipe(StrictModel):
     """N."""
     kept_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """Share of the facts (basis `token`: sections) that training never sees: the control for answer style."""
+    kept_out_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Of the choice of what is kept out, where several seeds are to train on the same facts; none means `seed`."""
     precision: Precision = "auto"
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
@@ -127,7 +130,7 @@ class InjectRecipe(StrictModel):
         return self
 
 
-Recipe = InjectRecipe | TransferRecipe | FuseRecipe | EvalRecipe
+Recipe = InjectRecipe | TransferRecipe | FuseRecipe | EvalRecipe | CompareRecipe
 """Every kind of recipe; told apart by `kind`."""
 
 Settings = TypeVar("Settings", bound=StrictModel)
@@ -137,8 +140,9 @@ _RECIPES: dict[str, type[Recipe]] = {
     "transfer": TransferRecipe,
     "fuse": FuseRecipe,
     "eval": EvalRecipe,
+    "compare": CompareRecipe,
 }
-_BY_TYPE = frozenset({"eval"})
+_BY_TYPE = frozenset({"eval", "compare"})
 """Kinds whose paths are known by the types of their fields."""
 _PATHS = (
     "documents",
