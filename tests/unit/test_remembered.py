@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfuse.generate.kept_replies import KeptReplies
+from transfuse.generate.remembered import RememberedReplies
 from transfuse.generate.protocol import OnReply, Reply, Request
 from transfuse.generate.reply_cache import ReplyCache
 
@@ -37,7 +37,7 @@ def requests(*questions: str) -> list[Request]:
 def test_only_what_is_not_kept_is_asked(tmp_path: Path) -> None:
     echo = Echo()
     with ReplyCache(tmp_path / "replies.sqlite") as cache:
-        kept = KeptReplies("me", lambda: echo, cache)
+        kept = RememberedReplies("me", lambda: echo, cache)
         assert [each.text for each in kept.generate(requests("a", "b"))] == ["A", "B"]
         told: dict[int, str] = {}
         found = kept.generate(requests("b", "c", "a", "c"), lambda n, reply: told.update({n: reply.text}))
@@ -50,7 +50,7 @@ def test_another_identity_is_asked_itself(tmp_path: Path) -> None:
     echo = Echo()
     with ReplyCache(tmp_path / "replies.sqlite") as cache:
         for name in ("me", "you", "me"):
-            KeptReplies(name, lambda: echo, cache).generate(requests("a"))
+            RememberedReplies(name, lambda: echo, cache).generate(requests("a"))
     assert echo.asked == ["a", "a"]
 
 
@@ -62,23 +62,23 @@ def test_a_model_is_opened_only_to_be_asked(tmp_path: Path) -> None:
         return Echo()
 
     with ReplyCache(tmp_path / "replies.sqlite") as cache:
-        KeptReplies("me", open_echo, cache).generate(requests("a"))
-        KeptReplies("me", open_echo, cache).generate(requests("a"))
-        KeptReplies("me", open_echo, cache).generate([])
+        RememberedReplies("me", open_echo, cache).generate(requests("a"))
+        RememberedReplies("me", open_echo, cache).generate(requests("a"))
+        RememberedReplies("me", open_echo, cache).generate([])
     assert opened == ["echo"]
 
 
 def test_failed_replies_are_asked_again(tmp_path: Path) -> None:
     with ReplyCache(tmp_path / "replies.sqlite") as cache:
-        first = KeptReplies("me", lambda: Echo(fails_at="a"), cache).generate(requests("a"))
+        first = RememberedReplies("me", lambda: Echo(fails_at="a"), cache).generate(requests("a"))
         assert first[0].error == "no room"
-        assert KeptReplies("me", Echo, cache).generate(requests("a"))[0].text == "A"
+        assert RememberedReplies("me", Echo, cache).generate(requests("a"))[0].text == "A"
 
 
 def test_what_arrived_before_an_end_is_kept(tmp_path: Path) -> None:
     with ReplyCache(tmp_path / "replies.sqlite") as cache:
         with contextlib.suppress(KeyboardInterrupt):
-            KeptReplies("me", lambda: Echo(dies_at="c"), cache).generate(requests("a", "b", "c", "d"))
+            RememberedReplies("me", lambda: Echo(dies_at="c"), cache).generate(requests("a", "b", "c", "d"))
         echo = Echo()
-        KeptReplies("me", lambda: echo, cache).generate(requests("a", "b", "c", "d"))
+        RememberedReplies("me", lambda: echo, cache).generate(requests("a", "b", "c", "d"))
     assert echo.asked == ["c", "d"]
