@@ -1,5 +1,7 @@
 """The command `transfuse merge`: an adapter folded in, or several models made one."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +45,7 @@ def merge(
     from transfuse.errors import RecipeError
     from transfuse.recipes.merge import merge_adapter, merge_several
 
+    command = shlex.join(["transfuse", *sys.argv[1:]])
     if adapter is not None:
         if len(models) != 1:
             raise RecipeError(
@@ -53,7 +56,14 @@ def merge(
         extra = next((name for name, value in given.items() if value), None)
         if extra is not None:
             raise RecipeError(f"{extra}: belongs to merging several models; leave it out beside --adapter.")
-        merge_adapter(models[0], adapter, out, overwrite=overwrite, trust_remote_code=trust_remote_code)
+        merge_adapter(
+            models[0],
+            adapter,
+            out,
+            command=command,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+        )
     else:
         if len(models) == 1:
             raise RecipeError(
@@ -67,6 +77,7 @@ def merge(
             models,
             method or "linear",
             out,
+            command=command,
             base=base,
             weights=weights or [],
             overrides=settings or [],

@@ -18,6 +18,7 @@ from transfuse.io.files import write_json
 from transfuse.io.fingerprint import model_fingerprint
 from transfuse.io.models import LoadedModel, load_model, save_model
 from transfuse.io.run_folder import RunFolder, Stage
+from transfuse.recipes.fuse_card import write_fuse_card
 from transfuse.recipes.fuse_lessons import Lesson
 from transfuse.recipes.fuse_measure import Measured, load_losses, losses_of, save_losses, scratch_model
 from transfuse.recipes.fuse_pieces import DomainPieces
@@ -135,6 +136,7 @@ def train_arm(
             summary, loaded, model = _trained(recipe, display, team, job)
             if result is not None:
                 _save(recipe, loaded, model, result)
+                write_fuse_card(recipe, result, arm, seed)
             if pieces is not None:
                 save_losses(stage.folder, losses_of(loaded, model, pieces, display, f"{arm}, seed {seed}"))
             write_json(stage.folder / "run.json", training_json(summary))
@@ -187,6 +189,8 @@ def merge_arms(
                 folder = result or scratch
                 models = [part.result for part in parts.values() if part.result is not None]
                 merge_models(models, recipe.merge, folder, base=base, on_tensor=advance)
+                if result is not None:
+                    write_fuse_card(recipe, result, f"pairwise/{method}", seed)
                 if pieces is not None:
                     loaded = load_model(str(folder), precision=recipe.precision, trainable=True)
                     save_losses(

@@ -31,6 +31,7 @@ from transfuse.io.jsonl import read_jsonl, write_jsonl
 from transfuse.io.models import LoadedModel, load_tokenizer, save_model
 from transfuse.io.references import check_model_folder, resolve_model
 from transfuse.io.run_folder import RunFolder, Stage, open_run
+from transfuse.recipes.inject_card import write_inject_card
 from transfuse.recipes.inject_coverage import measure_coverage
 from transfuse.recipes.inject_knowledge import Knowledge, oracle_contexts, read_sections, select_knowledge
 from transfuse.recipes.inject_model import (
@@ -139,6 +140,7 @@ def run_inject(
         report |= writing_report(recipe, written, covered)
         add_to_facts(report["facts"], written, covered, knowledge.known)
         write_json(run.path / "report.json", report)
+        write_inject_card(recipe, run.path / result_name(recipe), report)
         write_json(run.path / "manifest.json", manifest(command, started, _now()))
     return out
 
@@ -332,6 +334,7 @@ def _train(
         team.share((rows, stage.folder))
         summary, model = _train_rows(recipe, display, loaded, rows, prompts, stage.folder)
         _save_result(recipe, loaded, model, result)
+        write_inject_card(recipe, result)
         training = _training_json(recipe, summary, dropped)
         write_json(stage.folder / "training.json", training)
     return training, {"trained": stage.key}

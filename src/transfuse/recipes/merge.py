@@ -9,13 +9,20 @@ from transfuse.baselines.merging import merge_models
 from transfuse.baselines.merging_settings import MERGE_METHODS, WITHOUT_BASE
 from transfuse.errors import RecipeError, RunFolderError
 from transfuse.io.models import load_model, save_model
+from transfuse.recipes.merge_card import write_folded_card, write_merged_card
 from transfuse.recipes.progress import Display
 from transfuse.recipes.schema import make_settings
 from transfuse.train.adapters import load_adapter, merge_adapter_weights
 
 
 def merge_adapter(
-    model: str, adapter: Path, out: Path, *, overwrite: bool = False, trust_remote_code: bool = False
+    model: str,
+    adapter: Path,
+    out: Path,
+    *,
+    command: str,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write an ordinary model folder: base weights plus scaling * B @ A, in float32.
 
@@ -25,6 +32,7 @@ def merge_adapter(
         model: reference of the untouched base.
         adapter: a PEFT folder.
         out: the model folder to write, whole or not at all.
+        command: as typed, for the model card.
         overwrite: whether a model folder that is there may be replaced.
         trust_remote_code: whether Python code that comes with the model may run.
 
@@ -36,6 +44,7 @@ def merge_adapter(
     loaded = load_model(model, precision="float32", trust_remote_code=trust_remote_code)
     merged = merge_adapter_weights(load_adapter(loaded.model, adapter))
     save_model(merged, loaded.tokenizer, out)
+    write_folded_card(model, adapter, out, command)
 
 
 def merge_several(
@@ -43,6 +52,7 @@ def merge_several(
     method: str,
     out: Path,
     *,
+    command: str,
     base: str | None = None,
     weights: Sequence[float] = (),
     overrides: Sequence[str] = (),
@@ -54,6 +64,7 @@ def merge_several(
         models: references, two or more.
         method: a name in `MERGE_METHODS`.
         out: the model folder to write, whole or not at all.
+        command: as typed, for the model card.
         base: what the models started from.
         weights: of each model; none counts all alike.
         overrides: `key=value` of the method's settings.
@@ -78,6 +89,7 @@ def merge_several(
     _check_out(out, [*models, *([base] if base else [])], "one of the models", overwrite=overwrite)
     with Display().bar("Merging") as advance:
         merge_models(models, settings, out, base=base, on_tensor=lambda done, n, _: advance(done, n, ""))
+    write_merged_card(models, settings, out, base=base, command=command)
 
 
 def _check_out(out: Path, models: Sequence[str], what_they_are: str, *, overwrite: bool) -> None:

@@ -6,9 +6,10 @@ with a learning rate of its own.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from transfuse.baselines.distillation import refuse_other_vocabulary
 from transfuse.errors import RecipeError, TrainingError
@@ -23,6 +24,7 @@ from transfuse.io.task_files import load_tasks
 from transfuse.recipes.progress import Display
 from transfuse.recipes.team import Team
 from transfuse.recipes.transfer_arms import ArmRun, Starts, train_arm
+from transfuse.recipes.transfer_card import write_arm_card, write_student_card
 from transfuse.recipes.transfer_delta import Carried, carry
 from transfuse.recipes.transfer_extraction import Extraction, extract, finished_extraction
 from transfuse.recipes.transfer_figures import parameter_counts
@@ -90,6 +92,7 @@ def run_transfer(recipe: TransferRecipe, out: Path, *, overwrite: bool, command:
             result,
         )
         write_json(run.path / "report.json", report)
+        _write_cards(recipe, arms, result, report)
         write_json(run.path / "manifest.json", manifest(command, started, _now()))
     return out
 
@@ -264,6 +267,20 @@ def _save_result(method: Arm, run: RunFolder) -> Path:
     with atomic_folder(result) as temporary:
         shutil.copytree(method.chosen[0].adapter, temporary, dirs_exist_ok=True)
     return result
+
+
+def _write_cards(
+    recipe: TransferRecipe, arms: Sequence[Arm], result: Path | None, report: Mapping[str, Any]
+) -> None:
+    """Cards with the figures, for every arm's adapters at its best learning rate, and for the result."""
+    for arm in arms:
+        for each in arm.chosen:
+            write_arm_card(recipe, each.adapter, arm.name, each.learning_rate, each.seed, report=report)
+    if result is not None and recipe.result == "model":
+        write_student_card(recipe, result, report)
+    elif result is not None:
+        method = arms[0].chosen[0]
+        write_arm_card(recipe, result, arms[0].name, method.learning_rate, method.seed, report=report)
 
 
 def _now() -> str:

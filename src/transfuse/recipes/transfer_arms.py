@@ -21,6 +21,7 @@ from transfuse.io.models import LoadedModel, load_model
 from transfuse.io.run_folder import RunFolder
 from transfuse.recipes.progress import Display
 from transfuse.recipes.training_steps import show_steps, training_json
+from transfuse.recipes.transfer_card import write_arm_card
 from transfuse.recipes.transfer_extraction import Extraction
 from transfuse.recipes.transfer_lessons import Lessons
 from transfuse.recipes.transfer_schema import Control, TransferRecipe
@@ -170,6 +171,14 @@ def _train(
         told["saved"] = asdict(report)
     else:
         save_adapter(model, folder / "adapter", base)
+    write_arm_card(
+        recipe,
+        folder / "adapter",
+        arm,
+        settings.peak_learning_rate,
+        seed,
+        development_bits=told.get("development_bits_per_byte"),
+    )
     return told
 
 

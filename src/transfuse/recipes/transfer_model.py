@@ -6,6 +6,7 @@ from transfuse.errors import RecipeError
 from transfuse.io.models import load_tokenizer, save_model
 from transfuse.io.run_folder import RunFolder
 from transfuse.recipes.progress import Display
+from transfuse.recipes.transfer_card import write_student_card
 from transfuse.recipes.transfer_extraction import Extraction
 from transfuse.recipes.transfer_pair import read_pair
 from transfuse.recipes.transfer_reading import parameter_reader
@@ -59,6 +60,7 @@ def make_student(
         named = recipe.teacher if recipe.shape is not None else recipe.student
         tokenizer = load_tokenizer(named, trust_remote_code=recipe.trust_remote_code)
         save_model(model, tokenizer, folder)
+        write_student_card(recipe, folder)
         n_parameters = sum(weight.numel() for weight in weights.values())
         display.say(f"New student: {len(chosen)} layers, {n_parameters:,} parameters, in {folder}.")
     return folder
