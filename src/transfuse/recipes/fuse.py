@@ -17,6 +17,7 @@ from transfuse.io.hardware import manifest
 from transfuse.io.references import check_model_folder, resolve_model
 from transfuse.io.run_folder import RunFolder, open_run
 from transfuse.recipes.fuse_arms import ArmRun, join_trainings, merge_arms, train_arm
+from transfuse.recipes.fuse_card import write_fuse_card
 from transfuse.recipes.fuse_check import Pairs, check_pairs
 from transfuse.recipes.fuse_lessons import (
     ONLY,
