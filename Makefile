@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := $(VENV)/.model
 
-.PHONY: demo test check format setup benchmark clean
+.PHONY: demo test check format setup benchmark docs docs-output clean
 
 demo: $(READY) $(MODEL)
 	$(BIN)/transfuse run examples/orvessa/inject.yaml --out $(RUN)
@@ -33,6 +33,14 @@ format: $(READY)
 benchmark: $(READY) $(MODEL)
 	$(BIN)/python benchmarks/training_speed.py
 
+# The site, into site/; a broken link fails.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Runs every command that the pages show, and puts what it prints into them.
+docs-output: $(READY) $(MODEL)
+	$(BIN)/python docs/regenerate.py
+
 setup: $(READY) $(MODEL)
 
 $(READY): pyproject.toml constraints.txt
@@ -47,4 +55,4 @@ $(MODEL): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
