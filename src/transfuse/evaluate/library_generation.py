@@ -42,6 +42,9 @@ def why_not_greedy(model: nn.Module, settings: Mapping[str, Any]) -> str:
     Args:
         model: whose own generation settings count too.
         settings: of the request.
+
+    Returns:
+        A clause.
     """
     if settings.get("do_sample"):
         return "the task draws its answers"

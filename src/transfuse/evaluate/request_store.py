@@ -32,6 +32,9 @@ def default_store_path(identity: str) -> Path:
 
     Args:
         identity: of model, adapter and precision; what cannot stand in a file's name is replaced.
+
+    Returns:
+        A path in the cache folder.
     """
     name = identity if identity.isalnum() else hashlib.sha256(identity.encode()).hexdigest()
     return cache_folder() / "evaluations" / f"{name}.sqlite"

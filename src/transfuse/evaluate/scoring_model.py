@@ -172,10 +172,11 @@ class ScoringModel:
         log_probs, best = [], []
         for start in range(0, len(states), size):
             logits = self.logits(states[start : start + size])
+            every = logits.log_softmax(dim=1)
             first, end = torch.searchsorted(state_of, torch.tensor([start, start + size])).tolist()
             own = state_of[first:end].to(self.device) - start
             targets = target_ids[first:end].to(self.device)
-            log_probs.append((logits[own, targets] - logits.logsumexp(dim=1)[own]).cpu())
+            log_probs.append(every[own, targets].cpu())
             best.append((logits.argmax(dim=1)[own] == targets).cpu())
         return TokenScores(torch.cat(log_probs), torch.cat(best))
 
