@@ -12,6 +12,7 @@ import pytest
 from test_bad_input import message_of
 
 from fusion_data import SENTENCES, Fusion, read_texts, write_texts
+from saved_cards import metrics_of, read_card
 from transfuse.io.bundled import is_fetched
 
 pytestmark = pytest.mark.usefixtures("own_maps")
@@ -114,6 +115,14 @@ def test_the_result_is_a_plain_model_of_the_bits_per_byte_reported(
     assert own == pytest.approx(told["bits_per_byte/wiki"]["value"], rel=1e-5)
 
 
+def test_the_model_s_card_tells_sources_and_figures(fused, fusion: Fusion, read_report: Callable) -> None:
+    told, text = read_card(fused[0] / "model", fusion.wiki.parent)
+    assert "arxiv:2401.10491" in told["tags"]
+    assert metrics_of(told) == pytest.approx(rows_of(read_report(fused[0]))["fused"], abs=1e-6)
+    assert "| wiki.jsonl | learned, wiki | 6 |" in text
+    assert "| clm | bits_per_byte/wiki |" in text
+
+
 def test_the_same_command_again_reuses_every_stage(
     fused, transfuse: Callable, read_report: Callable, tmp_path: Path
 ) -> None:
@@ -159,6 +168,12 @@ def test_sources_fused_apart_are_merged_and_weights_merged_beside_them(
         mean = (parts[0][name] + parts[1][name]) / 2
         assert float((weight - mean).abs().max()) < 1e-6, name
     assert float((parts[0]["lm_head.weight"] - parts[1]["lm_head.weight"]).abs().max()) > 0
+    assert "Weighted mean of the weights." in read_card(out / "model")[1]
+    told, text = read_card(out / "parts" / "twin-seed-18")
+    assert metrics_of(told)["bits_per_byte/wiki"] == pytest.approx(
+        rows["fused-with/twin"]["bits_per_byte/wiki"], abs=1e-6
+    )
+    assert "Sources: `twin` (local folder)." in text
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -177,6 +192,7 @@ def test_an_adapter_by_the_papers_alignment(
     report = read_report(tmp_path / "run")
     assert any("learns the token it has just read" in note for note in report["warnings"])
     assert [chosen["untaught"] for chosen in report["fuse"]["chosen"]] == [0]
+    assert read_card(tmp_path / "run" / "adapter")[0]["library_name"] == "peft"
     adapted = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(fusion.target), tmp_path / "run" / "adapter"
     ).eval()

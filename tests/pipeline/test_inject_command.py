@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from saved_cards import metrics_of, read_card
+
 STAGES = ["documents", "questions", "coverage", "base", "training", "evaluation"]
 ROWS = ["base", "oracle", "adapter", "base/kept-out", "adapter/kept-out"]
 
@@ -62,6 +64,20 @@ def test_the_report_has_every_row_with_intervals(finished: Path, read_report: Ca
     assert not any(stage["reused"] for stage in report["stages"])
     assert len(report["training"]["curve"]) == 2 * 6  # 21 rows in batches of 4
     assert report["training"]["n_records"] == 21
+
+
+def test_the_adapter_s_card_tells_base_method_and_figures(
+    finished: Path, read_report: Callable, isles: Any, chat_folder: Path
+):
+    told, text = read_card(finished / "adapter", isles.folder)
+    assert "arxiv:2404.00213" in told["tags"]
+    assert f"A LoRA adapter for `{chat_folder.name}` (local folder)" in text
+    row = next(row for row in read_report(finished)["rows"] if row["name"] == "adapter")
+    assert metrics_of(told) == pytest.approx(
+        {metric: value["value"] for metric, value in row["metrics"].items()}, abs=1e-6
+    )
+    assert "| qa.jsonl | questions and answers |" in text
+    assert all(f"| {name} |" in text for name in ROWS if name != "adapter")
 
 
 def test_the_kept_out_fact_is_never_trained(finished: Path, read_report: Callable):
@@ -170,6 +186,7 @@ def test_full_fine_tuning_gives_a_plain_model_folder(
     report = read_report(tmp_path / "run")
     assert [row["name"] for row in report["rows"]] == [name.replace("adapter", "model") for name in ROWS]
     folder = tmp_path / "run" / "model"
+    assert metrics_of(read_card(folder)[0])["exact_match"] is not None
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(chat_folder, dtype=torch.float32)
     assert not torch.equal(model.model.embed_tokens.weight, base.model.embed_tokens.weight)
@@ -311,6 +328,9 @@ def test_a_run_that_stops_after_training_leaves_the_same_adapter_and_measures_no
     assert (run / weights).read_bytes() == (finished / weights).read_bytes()
     assert not (run / "base").exists()
     assert not (run / "report.json").exists()
+    told, text = read_card(run / "adapter")  # as a killed run leaves one
+    assert "model-index" not in told
+    assert "Not measured when this card was written" in text
 
 
 def test_another_seed_keeps_out_the_same_facts_where_it_is_told_to(

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from saved_cards import read_card
+
 METHODS = ("linear", "slerp", "ties", "dare_linear", "dare_ties", "sce", "model_stock")
 
 
@@ -31,6 +33,9 @@ def test_merge_writes_a_model_that_answers(
     done = transfuse(*pair, "--method", method, *base, "--out", out)
     assert done.code == 0, done.err
     assert done.out == f"Model written to {out}\n"
+    told, text = read_card(out, folders[0].parent)
+    assert "merge" in told["tags"]
+    assert "`merge-0` (local folder), `merge-1` (local folder)" in text
     answer = transfuse("ask", "--model", out, "--max-new-tokens", "4", "--precision", "float32", "Hi")
     assert answer.code == 0, answer.err
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import transfuse as package
+from saved_cards import read_card
 
 QUESTION = "I would like to hear what Marrow sells."
 
@@ -75,6 +76,7 @@ def test_a_merged_model_answers_as_the_adapter_does_in_plain_transformers(
     answers = greedy_answers(model, tokenizer, [item["question"] for item in items])
     assert answers == [item["answers"]["adapter"] for item in items]
     assert not list(merged.glob("adapter*"))
+    assert "An adapter folded into its base" in read_card(merged)[1]
 
 
 def test_merge_replaces_a_model_folder_only_when_told(

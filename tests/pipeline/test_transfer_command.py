@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from saved_cards import metrics_of, read_card
+
 SETTINGS = {
     "precision": "float32",
     "train.n_epochs": 2,
@@ -118,6 +120,23 @@ def test_method_and_controls_are_trained_measured_and_compared(compared: Path, r
     assert all(0 < block["energy"] <= 1 for block in report["transfer"]["blocks"])
 
 
+def test_every_adapter_has_a_card(compared: Path, read_report: Callable, pair: Pair) -> None:
+    rows = {row["name"]: row["metrics"] for row in read_report(compared)["rows"]}
+    told, text = read_card(compared / "adapter", pair.student.parent)
+    assert "arxiv:2310.11451" in told["tags"]
+    assert "Teacher: `teacher` (local folder)." in text
+    assert metrics_of(told)["accuracy"] == pytest.approx(rows["parametric"]["accuracy"]["value"], abs=1e-6)
+    assert "| lora | accuracy |" in text  # a control, and the difference to it
+    folders = sorted((compared / "arms").rglob("adapter"))
+    assert (
+        len(folders) == 15
+    )  # five arms: two learning rates with the first seed, the better one with the second
+    cards = {folder.parent.relative_to(compared / "arms"): read_card(folder)[1] for folder in folders}
+    tried = [card for card in cards.values() if "Bits per byte of the development samples" in card]
+    assert len(tried) == 5  # at the learning rate that was not chosen
+    assert all("arxiv:2106.09685" in card for name, card in cards.items() if name.parts[0] == "lora")
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_the_adapter_is_plain_peft_of_twice_the_rank(compared: Path, pair: Pair) -> None:
     import torch
@@ -206,6 +225,7 @@ def test_a_new_student_of_a_given_shape(
     assert done.code == 0, done.err
     model = AutoModelForCausalLM.from_pretrained(out / "model")
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (32, 2)
+    assert "The weights of `teacher` (local folder)." in read_card(out / "model")[1]
     report = read_report(out)
     assert report["title"].startswith("teacher into a new student (n_layers 2, hidden 32, ")
     assert report["transfer"]["rank"] is None  # its blocks are whole
