@@ -1,6 +1,7 @@
 """The documentation site builds strictly, its links lead somewhere, and it needs no other host."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from site_links import broken_links, loaded_from_elsewhere
 pytest.importorskip("mkdocstrings", reason="the site needs the extra docs")
 
 ROOT = Path(__file__).parents[2]
+HOOKS = runpy.run_path(str(ROOT / "docs" / "site_hooks.py"))
 
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -86,6 +88,30 @@ def test_a_site_with_a_fault_is_refused(tmp_path, text, pages, said):
     done = build(config, tmp_path / "site")
     assert done.returncode != 0
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "goal"),
+    [
+        ("fuse.md", "../benchmarks/LOG.md#table", "measurements.md#table"),
+        ("measurements.md", "../docs/fusion.svg", "fusion.svg"),
+        ("how-to/several-gpus.md", "../../README.md", "index.md"),
+        ("papers.md", "../src/transfuse/fuse/targets.py", "reference/fuse.md#transfuse.fuse.targets"),
+        ("papers.md", "../src/transfuse/types.py", "reference/transfuse.md#transfuse.types"),
+        ("papers.md", "../src/transfuse/fuse/gone.py", None),
+        ("faq.md", "../examples/orvessa/document.md", "files/examples/orvessa/document.md.txt"),
+        ("faq.md", "https://example.org/a.md", None),
+        ("faq.md", "../../elsewhere.md", None),
+    ],
+)
+def test_a_link_of_the_repository_has_its_place_on_the_site(page, link, goal):
+    inside = HOOKS["_in_repository"](link, page)
+    assert (inside and HOOKS["_goal"](inside, link)) == goal
+
+
+def test_links_in_shown_code_are_left_alone():
+    lines = list(HOOKS["_lines_with_code"]("a\n```sh\nb\n~~~\n```\nc\n"))
+    assert [is_code for _, is_code in lines] == [False, True, True, True, True, False]
 
 
 def test_the_link_checker_finds_what_mkdocs_cannot_see(tmp_path):

@@ -17,6 +17,7 @@ from transfuse.recipes.schema import make_recipe
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REGENERATE = runpy.run_path(str(ROOT / "docs" / "regenerate.py"))
+COMMAND = get_command(app)
 
 _SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"<<'?(\w+)'?(?P<rest>[^\n]*)\n.*?^\1$", re.MULTILINE | re.DOTALL)
@@ -51,7 +52,7 @@ def _arguments(call: list[str]) -> Iterator[list[str]]:
 
 def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     """The command that the arguments name, and what they give it; nothing is run."""
-    command: Any = get_command(app)
+    command: Any = COMMAND
     context = command.make_context("transfuse", list(arguments), resilient_parsing=False)
     names: list[str] = []
     while getattr(command, "commands", None) and (rest := [*context._protected_args, *context.args]):
