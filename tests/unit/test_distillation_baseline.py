@@ -104,6 +104,24 @@ def test_training_on_the_rows_starts_at_the_dense_loss(tmp_path, load, teacher, 
     assert summary.curve[-1].loss < 0.8 * summary.curve[0].loss
 
 
+def test_the_divergence_goes_with_the_rows_and_with_equal_weights_costs_nothing(
+    tmp_path, load, rows, prompts
+):
+    for divergence in ("forward-kl", "reverse-kl", "jsd"):
+        given, _ = taught(load("same"), rows, divergence=divergence, jsd_beta=0.2, top_k=300, hard_weight=0.0)
+        assert {(row.soft.divergence, row.soft.jsd_beta) for row in given} == {(divergence, 0.2)}
+        summary = train(
+            load("same"),
+            given,
+            TrainSettings(method="full", n_epochs=1, learning_rate=1e-6, batch_rows=3),
+            seed=0,
+            compute_dtype=torch.float32,
+            pad_id=prompts.pad_id,
+            folder=tmp_path / divergence,
+        )
+        assert summary.curve[0].loss == pytest.approx(0, abs=1e-5)
+
+
 def test_logits_that_only_fill_up_the_teachers_vocabulary_are_left_out(load, rows):
     padded = load("padded", vocab_size=300)
     own = logits_of(padded, rows[0])
@@ -153,7 +171,8 @@ def test_another_vocabulary_is_refused_with_the_ways_that_remain(make_tokenizer)
     said = str(caught.value)
     assert "got 290 tokens of the teacher and 300 of the student, 290 of them the same" in said
     assert "teacher not there, student 290" in said
-    assert all(way in said for way in ("offline-distillation", "delta-transport", "transfuse fuse"))
+    ways = ("other_vocabulary to align", "offline-distillation", "delta-transport", "transfuse fuse")
+    assert all(way in said for way in ways)
     with pytest.raises(ModelError, match=r"\(id of '<s>': teacher 0, student not there\)"):
         refuse_other_vocabulary(make_tokenizer(None), own)
 
@@ -204,7 +223,17 @@ def test_offline_answers_that_are_empty_or_cut_are_dropped():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"top_k": 0}, {"temperature": 0}, {"hard_weight": 1.1}, {"max_new_tokens": 0}, {"answers": "x"}]
+    "wrong",
+    [
+        {"top_k": 0},
+        {"temperature": 0},
+        {"hard_weight": 1.1},
+        {"max_new_tokens": 0},
+        {"answers": "x"},
+        {"divergence": "kl"},
+        {"jsd_beta": 1.0},
+        {"other_vocabulary": "ignore"},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):

@@ -39,10 +39,30 @@ def test_paths_are_absolute() -> None:
     assert made.task_adapter == Path("adapter").absolute()
 
 
+def test_an_endpoint_as_teacher_writes_answers() -> None:
+    made = recipe(teacher="openai:big@http://localhost:8000", method="offline-distillation")
+    assert made.teacher is None
+    assert made.distillation.generator is not None
+    assert made.distillation.generator.reference == "openai:big@http://localhost:8000"
+    more = recipe(
+        "distillation.generator.n_at_once=4", teacher="http://h/v1", method="offline-distillation"
+    ).distillation.generator
+    assert more is not None
+    assert (more.reference, more.n_at_once) == ("http://h/v1", 4)
+    # A resolved recipe is read as it was written.
+    again = make_recipe(made.model_dump(mode="json"), [])
+    assert again == made
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"teacher": None}, "teacher is missing, which parametric needs"),
+        (
+            {"teacher": "openai:big@http://localhost:8000", "method": "online-distillation"},
+            "an endpoint can only write answers",
+        ),
+        ({"teacher": "openai:big", "method": "offline-distillation"}, "expected openai:MODEL@URL"),
         (
             {"teacher": None, "method": "online-distillation"},
             "teacher is missing, which online-distillation needs",

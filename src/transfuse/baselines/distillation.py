@@ -32,6 +32,11 @@ _ROWS_PER_CHUNK = 32
 """Rows of like length that are read before progress is told."""
 
 
+def share_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> bool:
+    """Whether each token id means the same to both models."""
+    return teacher.get_vocab() == student.get_vocab()
+
+
 def refuse_other_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
     """Check that each token id means the same to both models.
 
@@ -42,17 +47,17 @@ def refuse_other_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTraine
     Raises:
         ModelError: it does not, so that no distribution of the teacher could be matched token by token.
     """
-    theirs, own = teacher.get_vocab(), student.get_vocab()
-    if theirs == own:
+    if share_vocabulary(teacher, student):
         return
+    theirs, own = teacher.get_vocab(), student.get_vocab()
     strangers = sorted(set(own.items()) ^ set(theirs.items()), key=lambda token: (token[1], token[0]))
     token = strangers[0][0]
     ids = [str(vocabulary.get(token, "not there")) for vocabulary in (theirs, own)]
     raise ModelError(
         f"online-distillation: expected one vocabulary, got {len(theirs)} tokens of the teacher and {len(own)} of the "
         f"student, {len(set(own.items()) & set(theirs.items()))} of them the same (id of {token!r}: teacher {ids[0]}, "
-        f"student {ids[1]}). Choose --method offline-distillation, which carries text, or delta-transport, or "
-        f"`transfuse fuse`, which aligns vocabularies."
+        f"student {ids[1]}). Set distillation.other_vocabulary to align, or choose --method offline-distillation, "
+        f"which carries text, or delta-transport, or `transfuse fuse`, which takes several teachers."
     )
 
 
@@ -115,7 +120,9 @@ def online_rows(
             hard_weight=settings.hard_weight,
             n_vocab=n_vocab,
         )
-        taught |= {n: plain[n]._replace(soft=soft) for n, soft in zip(chunk, targets, strict=True)}
+        for n, soft in zip(chunk, targets, strict=True):
+            soft = soft._replace(divergence=settings.divergence, jsd_beta=settings.jsd_beta)
+            taught[n] = plain[n]._replace(soft=soft)
         on_rows(len(taught), len(plain))
     objective.train(was_training)
     return [taught[n] for n in range(len(plain))], dropped

@@ -1,60 +1,53 @@
-"""A generator whose replies are kept on disk as they arrive: what was answered once is not asked again."""
+"""A generator whose replies are kept: what was answered once is never asked again."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import final
 
-from transfuse.generate.protocol import Generator, OnReply, Reply, Request
-from transfuse.generate.reply_cache import ReplyCache, reply_key
+from transfuse.generate.asking import Asker, run_asking
+from transfuse.generate.protocol import Ask, Generator, OnReply, Reply, Request
+from transfuse.generate.reply_cache import ReplyCache
+from transfuse.generate.settings import GeneratorSettings
 
 
 @final
 class KeptReplies:
-    """Answers from a cache, and asks for the rest; a killed process goes on with the next batch.
+    """Asks another generator, within its settings' budget, what the cache does not know."""
 
-    The generator behind is opened at the first request that the cache does not answer.
-    """
-
-    def __init__(self, identity: str, open_generator: Callable[[], Generator], cache: ReplyCache) -> None:
-        self._identity, self._open, self._cache = identity, open_generator, cache
-        self._opened: Generator | None = None
-
-    @property
-    def identity(self) -> str:
-        """What a reply depends on beside its request."""
-        return self._identity
+    def __init__(self, generator: Generator, cache: ReplyCache, settings: GeneratorSettings) -> None:
+        self.identity = generator.identity
+        self._asker = Asker(
+            generator,
+            cache,
+            n_at_once=settings.n_at_once,
+            max_requests=settings.max_requests,
+            max_tokens=settings.max_tokens,
+        )
 
     def generate(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
-        """One reply for each request, in order; a failed one is not kept.
+        """One reply a request, in order; every reply is on disk before it is told of.
 
         Args:
-            requests: equal ones are asked once.
-            on_reply: called with index and reply, those of the cache first.
+            requests: any number.
+            on_reply: told the index and the reply as each one comes.
 
         Returns:
-            The replies.
+            The replies; one that has failed for good carries its error.
+
+        Raises:
+            BudgetError: the budget is spent.
+            GenerationError: no further request can succeed.
         """
-        keys = [reply_key(each, self._identity) for each in requests]
-        replies: dict[int, Reply] = {}
-        asked: dict[str, list[int]] = {}
-        for index, key in enumerate(keys):
-            kept = self._cache.get(key) if key not in asked else None
-            if kept is None:
-                asked.setdefault(key, []).append(index)
-            else:
-                replies[index] = kept
-                if on_reply:
-                    on_reply(index, kept)
-        places = list(asked.values())
 
-        def arrived(number: int, reply: Reply) -> None:
-            self._cache.put(keys[places[number][0]], reply)
-            for index in places[number]:
-                replies[index] = reply
-                if on_reply:
+        async def every(ask: Ask) -> list[Reply]:
+            async def one(index: int, request: Request) -> Reply:
+                reply = await ask(request)
+                if on_reply is not None:
                     on_reply(index, reply)
+                return reply
 
-        if places:
-            if self._opened is None:
-                self._opened = self._open()
-            self._opened.generate([requests[each[0]] for each in places], arrived)
-        return [replies[index] for index in range(len(requests))]
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(n, request)) for n, request in enumerate(requests)]
+            return [task.result() for task in tasks]
+
+        return run_asking(every, self._asker)

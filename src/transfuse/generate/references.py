@@ -11,6 +11,14 @@ from transfuse.io.references import check_model_folder, resolve_model
 RECORDED = "recorded:"
 
 
+def is_remote(reference: str) -> bool:
+    """Whether a reference means an endpoint or a recording, and so no model that can be loaded here."""
+    try:
+        return reference.startswith(RECORDED) or endpoint_reference(reference) is not None
+    except ValueError:
+        return True  # begins as an endpoint; what is wrong with it is told by its settings
+
+
 def check_generator(settings: GeneratorSettings) -> None:
     """Refuse a recording or local model that is not there; endpoints are met when they are asked.
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from transfuse.baselines.distillation import refuse_other_vocabulary
 from transfuse.errors import RecipeError, TrainingError
+from transfuse.generate.references import check_generator
+from transfuse.generate.settings import WITHOUT_EFFECT
 from transfuse.io.configs import load_config
 from transfuse.io.files import atomic_folder, file_sha256, write_json
 from transfuse.io.fingerprint import model_fingerprint
@@ -61,8 +63,9 @@ def run_transfer(recipe: TransferRecipe, out: Path, *, overwrite: bool, command:
         )
     display = Display()
     started = _now()
-    questions = _check_inputs(recipe)
-    with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite) as run:
+    questions = check_inputs(recipe)
+    free = [f"distillation.generator.{name}" for name in WITHOUT_EFFECT]
+    with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite, free=free) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         extraction = _extraction(recipe, run, display)
         arms: list[Arm] = []
@@ -89,6 +92,7 @@ def run_transfer(recipe: TransferRecipe, out: Path, *, overwrite: bool, command:
             others,
             questions,
             lessons.dropped if lessons else [],
+            lessons.notes if lessons else [],
             result,
         )
         write_json(run.path / "report.json", report)
@@ -97,7 +101,7 @@ def run_transfer(recipe: TransferRecipe, out: Path, *, overwrite: bool, command:
     return out
 
 
-def _check_inputs(recipe: TransferRecipe) -> Questions | None:
+def check_inputs(recipe: TransferRecipe) -> Questions | None:
     """Faults of the files are named before anything heavy starts, and before a folder is made."""
     check_trackers(recipe.train.report_to)
     for path in (recipe.task, recipe.train_file):
@@ -110,7 +114,10 @@ def _check_inputs(recipe: TransferRecipe) -> Questions | None:
         finished_extraction(recipe.extraction)
     elif _wants_extraction(recipe):
         check_pair(recipe)
-    if "online-distillation" in recipe.arms and recipe.train_file is not None:
+    if recipe.distillation.generator is not None:
+        check_generator(recipe.distillation.generator)
+    is_refused = recipe.distillation.other_vocabulary == "refuse"
+    if is_refused and "online-distillation" in recipe.arms and recipe.train_file is not None:
         assert recipe.teacher is not None  # noqa: S101 - the recipe checks it
         trust = recipe.trust_remote_code
         refuse_other_vocabulary(

@@ -6,25 +6,38 @@ from typing import Any
 
 import torch
 
-from transfuse.baselines.distillation import offline_items, online_rows, refuse_other_vocabulary
+from transfuse.baselines.distillation import (
+    offline_items,
+    online_rows,
+    refuse_other_vocabulary,
+    share_vocabulary,
+)
 from transfuse.errors import DataError
+from transfuse.generate.kept_replies import KeptReplies
 from transfuse.generate.local import LocalGenerator
+from transfuse.generate.opening import open_generator
+from transfuse.generate.protocol import Generator
+from transfuse.generate.references import generator_key
+from transfuse.generate.reply_cache import ReplyCache, default_cache_path
+from transfuse.generate.settings import WITHOUT_EFFECT
 from transfuse.io.chat import PromptFormat, prompt_format
 from transfuse.io.configs import load_config
 from transfuse.io.files import file_sha256
 from transfuse.io.fingerprint import model_fingerprint
-from transfuse.io.models import load_model, load_tokenizer
+from transfuse.io.models import LoadedModel, load_model, load_tokenizer
 from transfuse.io.run_folder import RunFolder, key_digest
 from transfuse.io.task_files import load_tasks
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
+from transfuse.recipes.transfer_alignment import aligned_rows, taught_share
 from transfuse.recipes.transfer_schema import Control, TransferRecipe
 from transfuse.train.batches import TrainingRow
 from transfuse.train.saved_rows import load_rows, save_rows
+from transfuse.train.soft_targets import SoftTargets
 from transfuse.train.task_rows import task_rows
 from transfuse.types import Dropped, TaskItem
 
-LESSONS_VERSION = 1
+LESSONS_VERSION = 2
 TAUGHT = {"online-distillation": "online", "offline-distillation": "offline"}
 
 
@@ -38,6 +51,8 @@ class Lessons:
     development: list[TaskItem]
     development_key: str
     dropped: list[Dropped]
+    notes: list[str]
+    """What a reader of the report should know of them."""
 
     def of(self, arm: Control) -> tuple[list[TrainingRow], str]:
         """The rows of an arm, and a key that changes with them."""
@@ -58,7 +73,8 @@ def make_lessons(recipe: TransferRecipe, run: RunFolder, display: Display) -> Le
 
     Raises:
         DataError: the file holds too few samples.
-        ModelError: teacher and student have different vocabularies, and an arm learns distributions.
+        ModelError: teacher and student have different vocabularies that are not to be aligned, or hardly can.
+        GenerationError: the endpoint that writes answers cannot be asked.
     """
     assert recipe.train_file is not None  # noqa: S101 - without one nothing is trained
     items, development = split_samples(recipe)
@@ -84,7 +100,20 @@ def make_lessons(recipe: TransferRecipe, run: RunFolder, display: Display) -> Le
                 recipe, run, display, kind, items, own, prompts, limit, data_key
             )
             dropped += more
-    return Lessons(rows, keys, development, keys["own"], dropped)
+    notes = _notes(rows.get("online", []))
+    for note in notes:
+        display.say(f"Note: {note}")
+    return Lessons(rows, keys, development, keys["own"], dropped, notes)
+
+
+def _notes(online: Sequence[TrainingRow]) -> list[str]:
+    is_aligned = any(isinstance(row.soft, SoftTargets) and row.soft.is_taught is not None for row in online)
+    if not is_aligned:
+        return []
+    return [
+        f"online-distillation: teacher and student cut text into other tokens; aligned by bytes, the teacher teaches "
+        f"{taught_share(online):.1%} of the learned tokens, the others are learned from the answers alone."
+    ]
 
 
 def split_samples(recipe: TransferRecipe) -> tuple[list[TaskItem], list[TaskItem]]:
@@ -128,45 +157,82 @@ def _taught(
     data_key: dict[str, Any],
 ) -> tuple[list[TrainingRow], str, list[Dropped]]:
     """Rows in the teacher's words, made once and kept."""
-    assert recipe.teacher is not None  # noqa: S101 - the recipe checks it
-    key = {
-        **data_key,
-        "teacher": model_fingerprint(recipe.teacher),
-        "precision": recipe.precision,
-        "settings": recipe.distillation.model_dump(mode="json"),
-    }
+    settings = recipe.distillation.model_dump(mode="json")
+    generator = recipe.distillation.generator
+    if generator is not None:
+        settings["generator"] = generator.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
+    key = {**data_key, "precision": recipe.precision, "settings": settings}
+    if kind == "offline" and generator is not None:
+        key["teacher"] = generator_key(generator)
+    else:
+        assert recipe.teacher is not None  # noqa: S101 - the recipe checks it
+        key["teacher"] = model_fingerprint(recipe.teacher)
     with run.stage(f"rows-{kind}", key, version=LESSONS_VERSION) as stage:
         file = stage.folder / "rows.safetensors"
         if not stage.is_done:
-            loaded = load_model(
-                recipe.teacher, precision=recipe.precision, trust_remote_code=recipe.trust_remote_code
-            )
             if kind == "online":
-                refuse_other_vocabulary(loaded.tokenizer, prompts.tokenizer)
-                student = load_config(recipe.student, trust_remote_code=recipe.trust_remote_code)
-                with display.bar("distributions of the teacher") as advance:
-                    rows, dropped = online_rows(
-                        loaded.model,
-                        own,
-                        recipe.distillation,
-                        pad_id=prompts.pad_id,
-                        compute_dtype=loaded.precision,
-                        n_vocab=student.vocab_size,
-                        on_rows=without_note(advance),
-                    )
+                rows, dropped = _online(recipe, display, items, own, prompts, limit)
             else:
-                teacher_prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
-                generator = LocalGenerator(loaded.model, teacher_prompts, loaded.precision)
-                with display.bar("answers of the teacher") as advance:
-                    answered, dropped = offline_items(
-                        items,
-                        generator,
-                        recipe.distillation,
-                        seed=recipe.seed,
-                        on_replies=without_note(advance),
-                    )
+                answered, dropped = _offline(recipe, display, items)
                 rows, lost = task_rows(answered, prompts, limit)
                 dropped = [*dropped, *lost]
             save_rows(file, rows, dropped)
         rows, dropped = load_rows(file)
     return rows, stage.key, dropped
+
+
+def _online(
+    recipe: TransferRecipe,
+    display: Display,
+    items: Sequence[TaskItem],
+    own: list[TrainingRow],
+    prompts: PromptFormat,
+    limit: int | None,
+) -> tuple[list[TrainingRow], list[Dropped]]:
+    """The teacher's distributions, token by token where it shares the student's vocabulary, else by bytes."""
+    loaded = _load_teacher(recipe)
+    settings = recipe.distillation
+    with display.bar("distributions of the teacher") as advance:
+        if not share_vocabulary(loaded.tokenizer, prompts.tokenizer) and settings.other_vocabulary == "align":
+            return aligned_rows(
+                loaded, items, prompts, settings, max_length_tokens=limit, on_rows=without_note(advance)
+            )
+        refuse_other_vocabulary(loaded.tokenizer, prompts.tokenizer)
+        student = load_config(recipe.student, trust_remote_code=recipe.trust_remote_code)
+        return online_rows(
+            loaded.model,
+            own,
+            settings,
+            pad_id=prompts.pad_id,
+            compute_dtype=loaded.precision,
+            n_vocab=student.vocab_size,
+            on_rows=without_note(advance),
+        )
+
+
+def _offline(
+    recipe: TransferRecipe, display: Display, items: Sequence[TaskItem]
+) -> tuple[list[TaskItem], list[Dropped]]:
+    """The samples with answers that the teacher writes."""
+    settings = recipe.distillation
+
+    def answered(generator: Generator) -> tuple[list[TaskItem], list[Dropped]]:
+        with display.bar("answers of the teacher") as advance:
+            return offline_items(
+                items, generator, settings, seed=recipe.seed, on_replies=without_note(advance)
+            )
+
+    if settings.generator is None:
+        loaded = _load_teacher(recipe)
+        teacher_prompts = prompt_format(loaded.tokenizer, loaded.model.generation_config)
+        return answered(LocalGenerator(loaded.model, teacher_prompts, loaded.precision))
+    opened = open_generator(
+        settings.generator, precision=recipe.precision, trust_remote_code=recipe.trust_remote_code
+    )
+    with ReplyCache(default_cache_path()) as cache:
+        return answered(KeptReplies(opened, cache, settings.generator))
+
+
+def _load_teacher(recipe: TransferRecipe) -> LoadedModel:
+    assert recipe.teacher is not None  # noqa: S101 - the recipe checks it
+    return load_model(recipe.teacher, precision=recipe.precision, trust_remote_code=recipe.trust_remote_code)

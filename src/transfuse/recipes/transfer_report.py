@@ -49,6 +49,7 @@ def report_json(
     others: Mapping[str, Measured],
     questions: Questions | None,
     dropped: Sequence[Dropped],
+    notes: Sequence[str],
     result: Path | None,
 ) -> dict[str, Any]:
     """The report of a run.
@@ -63,6 +64,7 @@ def report_json(
         others: measurements of the untouched student, the teacher, and a carried delta before training.
         questions: the eval samples.
         dropped: samples left out.
+        notes: what else a reader should know.
         result: the adapter or model.
 
     Returns:
@@ -95,7 +97,7 @@ def report_json(
         "comparisons": _comparisons(arms, questions, recipe.seed),
         "training": _training(recipe, arms),
         "dropped": [asdict(each) for each in dropped],
-        "warnings": _warnings(arms),
+        "warnings": [*notes, *_warnings(arms)],
         "result": _result(recipe, result),
     }
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from transfuse.baselines.distillation_settings import DistillSettings
+from transfuse.generate.references import is_remote
 from transfuse.io.precision import Precision
 from transfuse.train.settings import TrainSettings
 from transfuse.transfer.delta_transport import TransportSettings
@@ -63,7 +64,8 @@ class TransferRecipe(StrictModel):
 
     kind: Literal["transfer"] = "transfer"
     teacher: str | None = None
-    """Model reference of the teacher; needed for extraction and for distillation."""
+    """Model reference of the teacher; needed for extraction and for distillation. For offline distillation an endpoint
+    will do (`openai:MODEL@URL`): it is taken as `distillation.generator`."""
     student: str
     """Model reference of the student, which stays untouched."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -142,14 +144,30 @@ class TransferRecipe(StrictModel):
             lora["alpha"] = lora["rank"]
         return {**tree, "train": {**PAPER_TRAIN, **train, "lora": lora}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _endpoint_is_generator(cls, tree: Any) -> Any:
+        """A teacher that is no model on this machine can only write answers."""
+        teacher = tree.get("teacher") if isinstance(tree, dict) else None
+        settings = tree.get("distillation", {}) if isinstance(tree, dict) else None
+        if not isinstance(teacher, str) or not isinstance(settings, dict) or not is_remote(teacher):
+            return tree
+        given = settings.get("generator") or {}
+        generator = {"reference": teacher, **given} if isinstance(given, dict) else given
+        return {**tree, "teacher": None, "distillation": {**settings, "generator": generator}}
+
     @model_validator(mode="after")
     def _has_what_it_takes(self) -> "TransferRecipe":
         arms = set(self.arms) if self.train_file is not None else {"parametric"}
         from_blocks = arms & {"parametric", "random-block", "norm-matched-random"}
         asks_teacher = arms & {"online-distillation", "offline-distillation", "delta-transport"}
+        if self.distillation.generator is not None:
+            asks_teacher -= {"offline-distillation"}
         if self.teacher is None and (asks_teacher or (from_blocks and self.extraction is None)):
             named = ", ".join(sorted(asks_teacher or from_blocks))
-            raise ValueError(f"teacher is missing, which {named} needs; give --teacher MODEL")
+            has_endpoint = self.distillation.generator is not None
+            why = " that runs on this machine (an endpoint can only write answers)" if has_endpoint else ""
+            raise ValueError(f"teacher is missing, which {named} needs; give --teacher MODEL{why}")
         if from_blocks and self.extraction is None and self.task is None and self.train_file is None:
             raise ValueError(
                 "expected seed samples of the task; give --task FILE (JSONL of `messages` or `text`)"

@@ -17,6 +17,9 @@ from transfuse.train.batches import (
 from transfuse.train.objective import AnswerLoss
 from transfuse.train.soft_targets import SoftTargets
 
+_SOFTMAX_ELEMENTS = 1 << 24
+"""Log-probabilities that exist at once."""
+
 
 @torch.no_grad()
 def teacher_targets(
@@ -60,13 +63,15 @@ def teacher_targets(
     nats: list[Tensor] = []
     for batch in passes:
         logits = objective.target_logits(*(part.to(device) for part in batch[:5]))[:, :n_vocab]
-        found = top_log_probs(logits, top_k, temperature)
-        if found.log_probs.isnan().any():
-            raise TrainingError(
-                "teacher: expected finite logits, got NaN; load it in another precision, or check its weights."
-            )
-        ids.append(found.token_ids.cpu())
-        nats.append(found.log_probs.cpu())
+        # Of a large vocabulary the softmax of a whole pass would be several times its logits.
+        for some in logits.split(max(1, _SOFTMAX_ELEMENTS // logits.shape[1])):
+            found = top_log_probs(some, top_k, temperature)
+            if found.log_probs.isnan().any():
+                raise TrainingError(
+                    "teacher: expected finite logits, got NaN; load it in another precision, or check its weights."
+                )
+            ids.append(found.token_ids.cpu())
+            nats.append(found.log_probs.cpu())
     sizes = [rows[n].n_learned for n in order]
     by_row: dict[int, SoftTargets] = {}
     for n, row_ids, row_nats in zip(
