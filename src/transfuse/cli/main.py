@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from transfuse import __version__
+from transfuse.cli.compare import compare
 from transfuse.cli.fuse import fuse_app
 from transfuse.cli.index import index_app
 from transfuse.cli.merge import merge
@@ -177,7 +178,10 @@ def plan(
     """Say beforehand what a run takes: requests, tokens and cost of `inject`; memory, disk and time of the others."""
     from transfuse.cli.fuse import fuse_recipe, fuse_tree, named_files
     from transfuse.errors import RecipeError
+    from transfuse.recipes.compare_plan import plan_compare_table
+    from transfuse.recipes.compare_schema import CompareRecipe
     from transfuse.recipes.fuse_plan import plan_fusion
+    from transfuse.recipes.fuse_schema import FuseRecipe
     from transfuse.recipes.plan import plan_table
     from transfuse.recipes.schema import InjectRecipe, load_recipe, make_recipe
     from transfuse.recipes.transfer_plan import plan_recipe, plan_transfer_table
@@ -229,8 +233,14 @@ def plan(
         console().print(plan_table(recipe))
     elif isinstance(recipe, TransferRecipe):
         console().print(plan_recipe(recipe))
-    else:
+    elif isinstance(recipe, CompareRecipe):
+        console().print(plan_compare_table(recipe))
+    elif isinstance(recipe, FuseRecipe):
         console().print(plan_fusion(recipe))
+    else:
+        raise RecipeError(
+            f"{documents}: recipes of kind {recipe.kind} train nothing, so there is nothing to plan."
+        )
 
 
 @app.command()
@@ -282,6 +292,7 @@ def ask(
 
 
 app.command()(merge)
+app.command()(compare)
 
 
 @models_app.callback(invoke_without_command=True)

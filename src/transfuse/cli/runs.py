@@ -10,7 +10,9 @@ import typer
 from transfuse.cli.terminal import console
 
 
-def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | None = None) -> None:
+def run_recipe(
+    recipe: Any, out: Path, *, overwrite: bool, stop_after: str | None = None, is_strict: bool = False
+) -> None:
     """Run a recipe of any kind, and print its table.
 
     Args:
@@ -18,11 +20,13 @@ def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | Non
         out: the run folder.
         overwrite: whether a folder of a different recipe may be taken over.
         stop_after: of the document route `facts`, `questions` or `training`, of the fusion route `pieces` or `targets`.
+        is_strict: of a comparison: whether every row has to be able to run.
 
     Raises:
         RecipeError: `stop_after` is something else, or given for another route.
     """
     from transfuse.errors import RecipeError
+    from transfuse.recipes.compare import run_compare
     from transfuse.recipes.fuse import check_stop, run_fuse
     from transfuse.recipes.inject import run_inject
     from transfuse.recipes.team import Team
@@ -39,6 +43,8 @@ def run_recipe(recipe: Any, out: Path, *, overwrite: bool, stop_after: str | Non
     command = shlex.join(["transfuse", *sys.argv[1:]])
     if recipe.kind == "inject":
         run_inject(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)  # type: ignore[arg-type]
+    elif recipe.kind == "compare":
+        run_compare(recipe, out, overwrite=overwrite, command=command, is_strict=is_strict)
     elif recipe.kind == "fuse":
         run_fuse(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)
     else:

@@ -139,6 +139,9 @@ class CompareEvaluate(StrictModel):
     """Longest answer to a question."""
     latency_n: PositiveInt = 8
     """Single answers timed one at a time."""
+    learned: list[str] = []
+    """Names of benchmarks, samples or texts that count as new knowledge, beside the questions about the documents, the
+    samples of a task that is trained, and the texts that are; all others tell of general ability."""
     main_metric: str | None = None
     """What rows are ranked by, such as `f1/reworded`; none takes that, or the first of what is measured."""
 

@@ -83,7 +83,7 @@ def run_fuse(
         join_trainings(recipe, team)
         return out
     display, started = Display(), _now()
-    tokenizers = _check_inputs(recipe, stop_after)
+    tokenizers = check_inputs(recipe, stop_after)
     with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite, free=WITHOUT_EFFECT) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         pieces = training_pieces(recipe, run, display, tokenizers)
@@ -124,7 +124,7 @@ def _ended(team: Team, out: Path) -> Path:
     return out
 
 
-def _check_inputs(recipe: FuseRecipe, stop_after: str | None) -> Tokenizers:
+def check_inputs(recipe: FuseRecipe, stop_after: str | None) -> Tokenizers:
     """Faults of the input are named before anything heavy starts, and before a folder is made.
 
     To cut pieces takes tokenizers alone: no weights, and no caches, which are to be made over these pieces.

@@ -184,7 +184,7 @@ def _planned(
 ) -> PlannedModel:
     n_sampled = sum(len(spans.token_ids) for spans in token_spans(tokenizer, pieces))
     n_tokens = round(share * n_sampled)
-    n_parameters, n_logits = _sizes(reference, trust_remote_code=recipe.trust_remote_code)
+    n_parameters, n_logits = model_sizes(reference, trust_remote_code=recipe.trust_remote_code)
     precision = resolve_precision(recipe.precision, resolve_device())
     cache_bytes = 0
     if is_passed:
@@ -202,7 +202,7 @@ def _planned(
     )
 
 
-def _sizes(reference: str, *, trust_remote_code: bool) -> tuple[int, int]:
+def model_sizes(reference: str, *, trust_remote_code: bool) -> tuple[int, int]:
     """Parameters and outputs of a model, made of its configuration without memory."""
     config = load_config(reference, trust_remote_code=trust_remote_code)
     with torch.device("meta"):

@@ -95,7 +95,7 @@ def run_inject(
         return out
     display = Display()
     started = _now()
-    inputs = _check_inputs(recipe)
+    inputs = check_inputs(recipe)
     with open_run(out, resolved(recipe), overwrite=overwrite, free=_free_keys(out)) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         files_key = _save_sections(recipe, run, inputs)
@@ -175,7 +175,7 @@ class _Inputs:
     dropped: list[Dropped]
 
 
-def _check_inputs(recipe: InjectRecipe) -> _Inputs:
+def check_inputs(recipe: InjectRecipe) -> _Inputs:
     """Documents to sections; facts and questions checked where they are given.
 
     Cheap, so read anew in every run, and before anything is written: a fault of the input leaves no run folder

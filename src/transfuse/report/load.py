@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from transfuse.errors import RunFolderError
+from transfuse.report.compare_parts import Compare
 from transfuse.report.fuse_parts import Fuse
 from transfuse.report.parts import CurvePoint, MetricValue, ReportPart
 from transfuse.report.transfer_parts import Arm, Comparison, Transfer
@@ -218,6 +219,8 @@ class Report(ReportPart):
     """None but for transfer runs; those that only extract write this part alone."""
     fuse: Fuse | None = None
     """None but for fuse runs."""
+    compare: Compare | None = None
+    """None but for comparisons."""
     arms: list[Arm] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
     facts: list[FactResult] = Field(default_factory=list)

@@ -10,8 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from transfuse.errors import RunFolderError
-from transfuse.report import wording
+from transfuse.report import compare_wording, wording
 from transfuse.report.arm_plots import REFERENCE, curves_chart, forest_chart, sweep_chart
+from transfuse.report.compare_plots import cost_chart, trade_off_chart
 from transfuse.report.fuse_plots import chosen_chart, coverage_chart, texts_chart
 from transfuse.report.fuse_verdict import CONTROL, fuse_verdict, fused_method
 from transfuse.report.fuse_wording import fusion_settings
@@ -34,7 +35,7 @@ from transfuse.report.verdict import (
 
 PAGE_FILE = "report.html"
 _HERE = Path(__file__).parent
-_VERDICTS = {"transfer": transfer_verdict, "fuse": fuse_verdict}
+_VERDICTS = {"transfer": transfer_verdict, "fuse": fuse_verdict, "compare": compare_wording.compare_verdict}
 """Of kinds other than inject."""
 _ANSWER_LABELS = {
     "base": "Before",
@@ -86,7 +87,7 @@ def page_html(report: Report) -> str:
             has_questions=report.kind != "fuse"
             or any(wording.n_items_text(r.metrics) != wording.NOTHING for r in report.rows),
             # The charts are made here, with every text in them escaped by matplotlib.
-            metrics_chart=Markup(metrics_chart(report, _charted(report))),  # noqa: S704
+            metrics_chart=Markup(metrics_chart(report, _charted(report)) if report.compare is None else ""),  # noqa: S704
             training_chart=Markup(training_chart(curve)),  # noqa: S704
             tuning_chart=Markup(tuning_chart(report.rag.tuning if report.rag else [])),  # noqa: S704
             coverage_chart=Markup(_coverage_chart(report)),  # noqa: S704
@@ -114,6 +115,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(
         wording=wording,
+        compare=compare_wording,
         is_right=is_right,
         score_text=score_text,
         setting_text=setting_text,
@@ -177,7 +179,7 @@ def _charts(report: Report) -> dict[str, Markup]:
     transfer, fuse, is_fuse = report.transfer, report.fuse, report.kind == "fuse"
     method, control = (fused_method(report), CONTROL) if is_fuse else (main_method(report), REFERENCE)
     charts = {
-        "forest": forest_chart(report.comparisons),
+        "forest": forest_chart(report.comparisons) if report.compare is None else "",
         "curves": curves_chart(report.arms, method, control),
         "sweep": sweep_chart(report.arms, method, control),
         "sensitivity": sensitivity_chart(transfer.layers, transfer.modules) if transfer else "",
@@ -186,6 +188,8 @@ def _charts(report: Report) -> dict[str, Markup]:
         "texts": texts_chart(report) if is_fuse else "",
         "pairs": coverage_chart(fuse.pairs) if fuse else "",
         "chosen": chosen_chart(fuse.chosen) if fuse else "",
+        "tradeoff": trade_off_chart(report),
+        "cost": cost_chart(report),
     }
     return {name: Markup(svg) for name, svg in charts.items()}  # noqa: S704
 

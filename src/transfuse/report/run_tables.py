@@ -3,6 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
+from transfuse.report.compare_tables import compare_tables
 from transfuse.report.fuse_tables import coverage_table, texts_tables
 from transfuse.report.load import Report
 from transfuse.report.table import captioned_table, result_table
@@ -23,6 +24,8 @@ def report_tables(report: Report) -> list[Table]:
     Returns:
         Tables for a rich console; never empty: a report with nothing in it gives an empty result table.
     """
+    if report.compare is not None:
+        return compare_tables(report)
     names = metric_names(report)
     tables: list[Table] = []
     if report.kind == "fuse":
