@@ -80,9 +80,12 @@ async def judge_replies(
             `N_BEFORE_GIVING_UP` is scorable; or no request to it can succeed.
     """
     tally = _Tally(len(instructions), settings)
+    # Item after item, so that a judge of no use is found out before it has been asked about all of them.
+    places = asyncio.Semaphore(settings.n_at_once)
 
     async def one(each: Instruction, our: Reply, their: Reply) -> Judgement:
-        judgement = await _judged(each, our, their, ask, settings)
+        async with places:
+            judgement = await _judged(each, our, their, ask, settings)
         tally.add(judgement)
         on_judged(tally.n_done, tally.n_items)
         return judgement

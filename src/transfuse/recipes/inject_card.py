@@ -78,8 +78,8 @@ def write_inject_card(recipe: InjectRecipe, folder: Path, report: Figures | None
                 "Answers are graded by their words (exact match, F1, containment), so a right answer in other words "
                 "may count as wrong.",
                 f"Compare with `base` (before), `{kind}/kept-out` (facts that training never saw: what style alone "
-                "brings), `rag` and `oracle` (the document in view), where these are there, and bits per byte for what was "
-                "forgotten.",
+                "brings), `rag` and `oracle` (the document in view) where these are there, and bits per byte for what "
+                "was forgotten.",
                 ONLY_THE_DATA,
                 INTERVALS,
             ],
