@@ -38,9 +38,8 @@ def published_row(task: str, row: Row) -> Row:
         DataError: a field is missing or of another kind, or a chat sample cannot be converted (the line is named).
     """
     benchmark = BENCHMARKS[task]
-    value = row.value
-    if task in _CONVERSIONS and any(name not in value for name in benchmark.fields):
-        value = _converted(task, row)
+    convert = _conversion(task, row)
+    value = _converted(task, row, convert) if convert else row.value
     missing = [name for name in benchmark.fields if name not in value]
     if missing:
         raise DataError(
@@ -56,7 +55,13 @@ def published_row(task: str, row: Row) -> Row:
 
 def is_conversion(task: str, row: Row) -> bool:
     """Whether a row is not as published and has to be converted."""
-    return task in _CONVERSIONS and any(name not in row.value for name in BENCHMARKS[task].fields)
+    return _conversion(task, row) is not None
+
+
+def _conversion(task: str, row: Row) -> "_Conversion | None":
+    if all(name in row.value for name in BENCHMARKS[task].fields):
+        return None
+    return next((convert for mark, convert in _CONVERSIONS.get(task, {}).items() if mark in row.value), None)
 
 
 def _field(name: str, kind: FieldKind, value: Any, where: str) -> Any:
@@ -68,9 +73,9 @@ def _field(name: str, kind: FieldKind, value: Any, where: str) -> Any:
         ) from err
 
 
-def _converted(task: str, row: Row) -> Mapping[str, Any]:
+def _converted(task: str, row: Row, convert: "_Conversion") -> Mapping[str, Any]:
     try:
-        return _CONVERSIONS[task](row.value)
+        return convert(row.value)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as err:
         reason = f"{err.args[0]!r} is missing" if isinstance(err, KeyError) else str(err)
         raise DataError(
@@ -146,13 +151,15 @@ def _boolq_row(value: Mapping[str, Any]) -> dict[str, Any]:
     return {"passage": value["passage"], "question": value["question"], "label": value["answer"]}
 
 
-_CONVERSIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "mmlu": _mmlu_row,
-    "gsm8k": _gsm8k_row,
-    "super_ni": _super_ni_row,
-    "boolq": _boolq_row,
+_Conversion = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+_CONVERSIONS: dict[str, dict[str, _Conversion]] = {
+    "mmlu": {"messages": _mmlu_row},
+    "gsm8k": {"messages": _gsm8k_row},
+    "super_ni": {"messages": _super_ni_row, "definition": _super_ni_row},
+    "boolq": {"answer": _boolq_row},
 }
-"""How rows in another form become published ones, where they say as much."""
+"""How rows in another form, told by a field, become published ones, where they say as much."""
 
 
 def _text(value: Any) -> str:

@@ -34,45 +34,41 @@ def leaf_names(name: str, index: Mapping[str, "Entry"]) -> list[str]:
     """Names of all tasks under a task, group or tag, in lm-eval's order.
 
     Args:
-        name: in the index.
+        name: in the index, or of a task that a group defines within itself.
         index: lm-eval's list of definitions.
 
     Returns:
         Each once.
-
-    Raises:
-        RecipeError: a group defines a task within itself, so that it has no definition to put data under.
     """
-    entry = index[name]
-    kind = entry.kind.name
-    if kind == "TAG":
+    entry = index.get(name)
+    kind = entry.kind.name if entry else ""
+    if entry and kind == "TAG":
         return sorted(task for task in entry.tags if task in index)
-    if kind != "GROUP":
-        return [name]
-    members = _members((entry.cfg or {}).get("task", []))
-    strays = [member for member in members if member not in index]
-    if strays:
-        raise RecipeError(
-            f"benchmark {name!r}: {strays[0]!r} is defined within the group, so that local data cannot be put under "
-            f"it; name a task of its own, or leave `data` out to have it fetched."
-        )
-    return list(dict.fromkeys(leaf for member in members for leaf in leaf_names(member, index)))
+    if entry and kind == "GROUP":
+        members = _members((entry.cfg or {}).get("task", []))
+        return list(dict.fromkeys(leaf for member in members for leaf in leaf_names(member, index)))
+    return [name]
 
 
-def leaf_of(name: str, entry: "Entry") -> Leaf:
+def leaf_of(name: str, index: Mapping[str, "Entry"]) -> Leaf:
     """A task, as far as finding its rows goes.
 
     Args:
         name: of the task.
-        entry: its definition.
+        index: lm-eval's list of definitions.
 
     Returns:
         Its data set's configuration, and the form of its rows where we know it.
 
     Raises:
-        RecipeError: it is Python code that loads its own data.
+        RecipeError: it has no definition of its own, or is Python code that loads its own data.
     """
-    config = entry.cfg or {}
+    if name not in index:
+        raise RecipeError(
+            f"benchmark {name!r} is defined within a group, so that `data` cannot be put under it; leave `data` out to "
+            f"have it fetched."
+        )
+    config = index[name].cfg or {}
     if "class" in config:
         raise RecipeError(
             f"benchmark {name!r} is Python code that loads its own data, so that `data` cannot be put under it; leave "

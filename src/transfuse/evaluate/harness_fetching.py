@@ -51,7 +51,7 @@ def fetched(name: str, task: str, manager: "TaskManager") -> Any:
 
 def what_to_download(name: str, task: str, index: Mapping[str, "Entry"]) -> str:
     """Where a benchmark's items are to be had, what their rows hold, and how they are given."""
-    first = index[leaf_names(task, index)[0]].cfg or {}
+    first = next((index[leaf].cfg or {} for leaf in leaf_names(task, index) if leaf in index), {})
     hub, configuration = first.get("dataset_path"), first.get("dataset_name")
     form = published_form(hub, configuration)
     given = f"and give the folder with it as data (--data {name}=FOLDER)"

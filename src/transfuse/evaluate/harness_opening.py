@@ -91,7 +91,6 @@ def harness_seeds(seed: int) -> Iterator[None]:
             np.random.set_state(before_numpy)
 
 
-@lru_cache(maxsize=32)
 def task_index(task: str) -> "TaskManager":
     """lm-eval's list of tasks and our own; of a benchmark we know only its folder is read, which is much faster.
 

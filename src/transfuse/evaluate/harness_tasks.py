@@ -70,7 +70,12 @@ def open_benchmark(name: str, settings: BenchmarkSettings) -> OpenedBenchmark:
         manager = task_index(task)
         if task not in manager.task_index:
             raise RecipeError(_unknown(name, task, full_index().all_tasks))
-        _refuse_code(name, task, manager, settings)
+        index = manager.task_index
+        leaves = {leaf: index[leaf].cfg or {} for leaf in leaf_names(task, index) if leaf in index}
+        if not settings.runs_code:
+            _refuse_code(name, leaves)
+        for config in leaves.values():
+            _refuse_examples(name, n_shot, config.get("num_fewshot"))
         notes: list[str] = []
         if settings.data is None:
             loaded = fetched(name, task, manager)
@@ -79,12 +84,13 @@ def open_benchmark(name: str, settings: BenchmarkSettings) -> OpenedBenchmark:
         tasks, groups = loaded["tasks"], loaded["groups"]
         for each in tasks.values():
             _settle(name, each, settings, n_shot)
-        picked = _picked(tasks, settings.n_items)
+        sizes = {each: len(task_object.eval_docs) for each, task_object in tasks.items()}
+        picked = _picked(sizes, settings.n_items)
         if picked is not None:
             tasks = {each: tasks[each] for each in picked}
             for group in groups.values():
                 _drop_others(group, set(picked))
-        sizes = {each: len(picked[each] if picked else tasks[each].eval_docs) for each in tasks}
+            sizes = {each: len(places) for each, places in picked.items()}
     shots = {each: task_object.config.num_fewshot or 0 for each, task_object in tasks.items()}
     return OpenedBenchmark(
         name, task, settings, tasks, groups, picked, sum(sizes.values()), shots, list(dict.fromkeys(notes))
@@ -101,15 +107,22 @@ def _unknown(name: str, task: str, known: Sequence[str]) -> str:
     return f"benchmark {name!r}: lm-eval has no task, group or tag {task!r}; {hint}"
 
 
-def _refuse_code(name: str, task: str, manager: "TaskManager", settings: BenchmarkSettings) -> None:
-    if settings.runs_code:
-        return
-    for leaf in leaf_names(task, manager.task_index):
-        if (manager.task_index[leaf].cfg or {}).get("unsafe_code"):
+def _refuse_code(name: str, leaves: Mapping[str, Mapping[str, Any]]) -> None:
+    for leaf, config in leaves.items():
+        if config.get("unsafe_code"):
             raise RecipeError(
                 f"benchmark {name!r}: {leaf!r} executes code that the model writes, on this machine and as you; set "
                 f"runs_code to true where that is safe, or leave it out."
             )
+
+
+def _refuse_examples(name: str, n_shot: int | None, own: int | None) -> None:
+    """lm-eval itself passes over a number of examples where the definition says that there are none."""
+    if n_shot and own == 0:
+        raise RecipeError(
+            f"benchmark {name!r}: its definition is without examples before a question, got n_shot {n_shot}; leave "
+            f"n_shot out, or name another variant of the task."
+        )
 
 
 def _local(
@@ -117,7 +130,7 @@ def _local(
 ) -> Any:
     """Tasks over the user's own files."""
     index = manager.task_index
-    leaves = [leaf_of(leaf, index[leaf]) for leaf in leaf_names(task, index)]
+    leaves = [leaf_of(leaf, index) for leaf in leaf_names(task, index)]
     rows = local_rows(name, leaves, data)
     asked = {leaf: own for leaf, own in rows.items() if set(own.splits) - {"train"}}
     if not asked:
@@ -188,29 +201,21 @@ def _form(own: LocalTask) -> str | None:
 def _settle(name: str, task: "Task", settings: BenchmarkSettings, n_shot: int | None) -> None:
     """The settings of a run, as lm-eval's own command line applies them."""
     own = task.config.num_fewshot
-    if n_shot is not None:
-        if own == 0 and n_shot:
-            raise RecipeError(
-                f"benchmark {name!r}: its definition is without examples before a question, got n_shot {n_shot}; "
-                f"leave n_shot out, or name another variant of the task."
-            )
-        task.set_config("num_fewshot", n_shot)
-    elif own is None:
-        task.set_config("num_fewshot", 0)
+    _refuse_examples(name, n_shot, own)
+    task.set_config("num_fewshot", (own or 0) if n_shot is None else n_shot)
     task.set_fewshot_seed(settings.fewshot_seed)
     if settings.max_new_tokens is not None and task.config.output_type == "generate_until":
         task.set_config("generation_kwargs", {"max_gen_toks": settings.max_new_tokens}, update=True)
 
 
-def _picked(tasks: Mapping[str, "Task"], n_items: int | None) -> dict[str, list[int]] | None:
+def _picked(sizes: Mapping[str, int], n_items: int | None) -> dict[str, list[int]] | None:
     """The first items, in turn of each task; None where all are asked."""
-    sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
     if n_items is None or n_items >= sum(sizes.values()):
         return None
-    taken = dict.fromkeys(tasks, 0)
+    taken = dict.fromkeys(sizes, 0)
     left = n_items
     while left:
-        for name in tasks:
+        for name in sizes:
             if left and taken[name] < sizes[name]:
                 taken[name] += 1
                 left -= 1

@@ -1,0 +1,1 @@
+"""Our own task definitions, in the format of lm-eval."""
