@@ -1,6 +1,8 @@
 """Rows of benchmarks: published ones pass, chat samples become them, others are refused with their line."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from transfuse.errors import DataError
 from transfuse.evaluate.benchmark_rows import FIELD_KINDS, Row, is_conversion, published_row
@@ -36,6 +38,28 @@ def test_mmlu_of_a_chat_sample():
     )
     named = published_row("mmlu", chat(MMLU, "A", category="virology"))
     assert (named.value["answer"], named.value["subject"]) == (0, "virology")
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1).map(
+    lambda text: text.replace(". ", ".")  # an option's mark within a text cannot be told from an option's
+)
+
+
+@given(TEXTS, st.lists(TEXTS, min_size=4, max_size=4), st.integers(0, 3))
+def test_mmlu_comes_back_from_its_prompt(question, choices, answer):
+    lines = [
+        question,
+        *(f"{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True)),
+        "Answer:",
+    ]
+    head = "The following are multiple choice questions (with answers) about college physics.\n\n"
+    row = published_row("mmlu", chat(head + "\n".join(lines), f"The answer is: {'ABCD'[answer]}"))
+    assert row.value == {
+        "question": question,
+        "choices": choices,
+        "answer": answer,
+        "subject": "college_physics",
+    }
 
 
 def test_gsm8k_of_a_chat_sample():

@@ -1,12 +1,16 @@
 """Benchmarks: found by name, asked of a scripted model, and scored as worked out by hand."""
 
 import json
+import math
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("lm_eval")
 
@@ -268,6 +272,24 @@ def own_definitions(tmp_path, monkeypatch) -> Path:
         "plain": {"group": "plain", "task": ["one", {"task": "two", "num_fewshot": 1}]},
         "nested": {"group": "nested", "task": ["macro", {"task": "inner", **DEFINITION}]},
         "python": {"task": "python", "class": "some.Class"},
+        "rolling": {
+            **DEFINITION,
+            "task": "rolling",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{ask}}",
+            "generation_kwargs": None,
+            "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+        },
+        "judged": {
+            **DEFINITION,
+            "task": "judged",
+            "output_type": "multiple_choice",
+            "doc_to_target": "{{['no', 'yes'].index(tell)}}",
+            "doc_to_choice": ["no", "yes"],
+            "generation_kwargs": None,
+            "metric_list": [{"metric": "acc"}, {"metric": "f1"}],
+        },
     }
     for name, definition in definitions.items():
         (folder / f"{name}.yaml").write_text(json.dumps(definition))
@@ -302,6 +324,29 @@ def test_groups_without_an_average_and_tags_give_each_task_its_own(own_definitio
     assert [prompt for prompt, _ in lm.asked] == ["a", "t no\n\nb0", "t no\n\nb1", "t no\n\nb2"]
     values, _ = values_of("both_tag-1shot", own_definitions)
     assert values == {"exact_match/one-1shot": 1.0, "exact_match/two-1shot": pytest.approx(1 / 3)}
+
+
+def test_metrics_that_are_no_means_of_items(own_definitions):
+    values, _ = values_of("rolling", write(own_definitions / "texts.jsonl", [{"ask": "a b"}, {"ask": "b"}]))
+    # One nat for each text, which have 3 words and 4 bytes together.
+    assert values == {
+        "nll_nats_per_word/rolling": pytest.approx(2 / 3),
+        "bits_per_byte/rolling": pytest.approx(2 / math.log(2) / 4),
+    }
+    data = write(own_definitions / "judged.jsonl", [{"ask": "a", "tell": "yes"}, {"ask": "b", "tell": "no"}])
+    lm = ScriptedModel(likelihood=lambda prompt, ending: (-1.0 if ending == " no" else -2.0, False))
+    outcome = run_benchmarks(lm, {"judged": BenchmarkSettings(data=data)}, seed=1)
+    assert [(score.metric, score.numerator) for score in outcome.scores] == [
+        ("accuracy/judged", 0.0),
+        ("accuracy/judged", 1.0),
+    ]
+    assert "f1/judged is no mean over items: see lm-eval's own results" in outcome.plans["judged"].notes
+    assert outcome.harness["judged"]["judged"]["f1,none"] == 0.0
+
+
+def test_rows_of_mixed_kinds_are_refused(own_definitions):
+    data = write(own_definitions / "mixed.jsonl", [{"ask": "a", "tell": "yes"}, {"ask": 3, "tell": "no"}])
+    assert "expected each field of" in refusal(DataError, "one-0shot", data=data)
 
 
 def test_definitions_that_local_data_cannot_be_put_under(own_definitions):
@@ -345,6 +390,47 @@ def test_without_a_hub_it_is_said_what_to_download(monkeypatch):
     assert "https://huggingface.co/datasets/Rowan/hellaswag" in message
     assert "--data hellaswag=FOLDER" in message
     assert "endings (a list of texts)" in message
+
+
+def test_a_hub_that_is_there_is_asked(monkeypatch):
+    import datasets
+
+    asked: list[tuple[str, str]] = []
+
+    def load_dataset(path: str, name: str, **_settings: Any) -> Any:
+        asked.append((path, name))
+        if path == "openai/gsm8k":
+            return datasets.DatasetDict(
+                {s: datasets.Dataset.from_list(gsm8k(1, 2)) for s in ("train", "test")}
+            )
+        raise ConnectionError(f"Couldn't reach '{path}' on the Hub\nand more")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    lm = ScriptedModel(lambda prompt: "#### 2")
+    outcome = run_benchmarks(lm, {"gsm8k-1shot": BenchmarkSettings()}, seed=1)
+    assert estimates(outcome.scores, 1)["exact_match/gsm8k-1shot:strict-match"].value == 0.5
+    assert asked == [("openai/gsm8k", "main")]
+    message = refusal(DataError, "arc_easy")
+    assert (
+        "could not fetch or read its data (ConnectionError: Couldn't reach 'allenai/ai2_arc' on the Hub)"
+        in message
+    )
+    assert "Download ARC-Easy/test-*.parquet" in message
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 60))
+def test_items_are_taken_in_turn(sizes, n_items):
+    named = {str(place): size for place, size in enumerate(sizes)}
+    picked = harness_tasks._picked(named, n_items)
+    if n_items >= sum(sizes):
+        assert picked is None
+        return
+    assert picked is not None
+    assert sum(map(len, picked.values())) == n_items
+    most = max(map(len, picked.values()))
+    assert all(len(picked.get(name, [])) >= min(size, most - 1) for name, size in named.items())
+    assert all(places == list(range(len(places))) for places in picked.values())
 
 
 def test_rows_that_a_definition_cannot_read_are_named(tmp_path):

@@ -140,7 +140,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lambada",
         {"text": "text"},
         "EleutherAI/lambada_openai",
-        "data/lambada_test_en.jsonl, saved as test.jsonl",
+        "the test rows of its configuration default, saved as test.jsonl",
         0,
         "accuracy",
         _FUSION,

@@ -58,7 +58,8 @@ def what_to_download(name: str, task: str, index: Mapping[str, "Entry"]) -> str:
     if form is None:
         return f"Download {hub or 'its data'} ({configuration or 'default'}) {given}."
     benchmark = BENCHMARKS[form]
-    fields = ", ".join(f"{field} ({FIELD_KINDS[kind].wording})" for field, kind in benchmark.fields.items())
+    kinds = [f"{field} ({FIELD_KINDS[kind].wording})" for field, kind in benchmark.fields.items()]
+    fields = ", ".join([*kinds, benchmark.subject] if benchmark.subject else kinds)
     return (
         f"Download {benchmark.files} of https://huggingface.co/datasets/{benchmark.hub} {given}; a file of your own "
         f"holds rows with {fields}."
