@@ -14,9 +14,11 @@ from lm_eval import evaluator, tasks
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from transfuse.evaluate.benchmark_table import BENCHMARKS, published_form
 from transfuse.evaluate.harness import BenchmarkOutcome, BenchmarkSettings, run_benchmarks
+from transfuse.evaluate.harness_definitions import leaf_names
 from transfuse.evaluate.harness_model import TransfuseLM
-from transfuse.evaluate.harness_opening import quiet_harness
+from transfuse.evaluate.harness_opening import quiet_harness, task_index
 from transfuse.evaluate.scores import by_metric
 from transfuse.io.bundled import is_fetched
 from transfuse.io.models import load_model
@@ -235,6 +237,20 @@ def test_mmlu(lm, tmp_path):
     assert ours.plans["mmlu-5shot"].n_items == 10
     assert "mmlu_stem" in figures
     assert "mmlu_world_religions" in figures
+
+
+@pytest.mark.parametrize("task", [name for name, known in BENCHMARKS.items() if known.folder])
+def test_the_table_says_what_lm_eval_defines(task):
+    with quiet_harness():
+        index = task_index(task).task_index
+    known, leaves = BENCHMARKS[task], [index[leaf].cfg or {} for leaf in leaf_names(task, index)]
+    assert {leaf["dataset_path"] for leaf in leaves} == {known.hub}
+    assert {leaf.get("num_fewshot") or 0 for leaf in leaves} == {known.n_shot}
+    assert {published_form(leaf["dataset_path"], leaf.get("dataset_name")) for leaf in leaves} <= {
+        task,
+        "arc_easy",
+    }
+    assert len(leaves) == {"mmlu": 57, "bbh": 27}.get(task, 1)
 
 
 def real_rows(path: Path, n_rows: int) -> list[dict[str, Any]]:

@@ -35,6 +35,8 @@ class ScriptedModel(LM):
         super().__init__()
         self.reply, self.likelihood = reply, likelihood
         self.asked: list[tuple[Any, ...]] = []
+        self.max_length: int | None = None
+        self.tok_encode: Callable[[str], list[Any]] | None = None
 
     def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
         self.asked += [request.args for request in requests]
@@ -238,6 +240,17 @@ def test_examples_come_from_the_training_rows_and_are_the_same_every_time(tmp_pa
     write(dev / "test.jsonl", gsm8k(1))
     plans = check_benchmarks({"gsm8k-4shot": BenchmarkSettings(data=dev)})
     assert plans["gsm8k-4shot"].notes == ["examples are taken from dev, as there is no train"]
+
+
+def test_prompts_that_are_cut_are_told(tmp_path):
+    path = write(tmp_path / "asked.jsonl", gsm8k(1, 10**40))
+    lm = ScriptedModel()
+    lm.max_length, lm.tok_encode = 60, list  # a token a character; the prompts have 35 and 75
+    settings = BenchmarkSettings(data=path, n_shot=0, max_new_tokens=20)
+    outcome = run_benchmarks(lm, {"gsm8k": settings}, seed=1)
+    assert outcome.plans["gsm8k"].notes == [
+        "1 of 2 prompts are longer than the model reads; their beginning was cut off"
+    ]
 
 
 def test_nothing_reaches_the_terminal(tmp_path, capfd):

@@ -1,6 +1,6 @@
 """Benchmarks run by lm-eval over the hub's data or the user's own, and turned into per-item scores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,12 +74,13 @@ def run_benchmarks(
         on_benchmark(name, opened.n_items)
         results = _asked(lm, opened, seed)
         scores, lost = item_scores(name, opened.task, opened.tasks, opened.groups, results["samples"])
+        given = answers(name, opened.tasks, results["samples"])
         plan = _plan(opened)
         outcome.scores.extend(scores)
-        outcome.answers.extend(answers(name, opened.tasks, results["samples"]))
+        outcome.answers.extend(given)
         outcome.harness[name] = {task: _figures(found) for task, found in results["results"].items()}
         outcome.versions.update({task: str(version) for task, version in results["versions"].items()})
-        outcome.plans[name] = plan._replace(notes=[*plan.notes, *lost])
+        outcome.plans[name] = plan._replace(notes=[*plan.notes, *_cut_prompts(lm, opened, given), *lost])
     return outcome
 
 
@@ -102,6 +103,26 @@ def _asked(lm: "LM", opened: OpenedBenchmark, seed: int) -> Any:
             fewshot_as_multiturn=chat,
             confirm_run_unsafe_code=opened.settings.runs_code,
         )
+
+
+def _cut_prompts(lm: "LM", opened: OpenedBenchmark, given: Sequence[BenchmarkAnswer]) -> list[str]:
+    """A note where prompts are longer than the model reads: lm-eval cuts their beginning without a word."""
+    n_read, encode = getattr(lm, "max_length", None), getattr(lm, "tok_encode", None)
+    if n_read is None or encode is None:
+        return []
+    n_cut = 0
+    for answer in given:
+        config = opened.tasks[answer.item.rpartition("/")[0]].config
+        is_written = config.output_type == "generate_until"
+        written = (config.generation_kwargs or {}).get("max_gen_toks", getattr(lm, "max_gen_toks", 0))
+        room = n_read - (int(written) if is_written else 0)
+        is_long = len(answer.prompt.encode()) > room  # a token is a byte at least
+        n_cut += (
+            config.output_type != "loglikelihood_rolling" and is_long and len(encode(answer.prompt)) > room
+        )
+    if not n_cut:
+        return []
+    return [f"{n_cut} of {len(given)} prompts are longer than the model reads; their beginning was cut off"]
 
 
 def _figures(found: Mapping[str, Any]) -> dict[str, Any]:
