@@ -135,6 +135,10 @@ def test_every_adapter_has_a_card(compared: Path, read_report: Callable, pair: P
     tried = [card for card in cards.values() if "Bits per byte of the development samples" in card]
     assert len(tried) == 5  # at the learning rate that was not chosen
     assert all("arxiv:2106.09685" in card for name, card in cards.items() if name.parts[0] == "lora")
+    for start in ("start", "start-random-block"):
+        assert (
+            "Nothing here was trained." in read_card(compared / "extraction" / start, pair.student.parent)[1]
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -210,6 +214,7 @@ def test_training_from_a_finished_extraction(
     report = read_report(tmp_path / "trained")
     assert [arm["name"] for arm in report["arms"]] == ["parametric"]
     assert {row["name"] for row in report["rows"]} == {"student", "parametric"}
+    assert "Teacher: `teacher` (local folder)." in read_card(tmp_path / "trained" / "adapter")[1]
 
 
 def test_a_new_student_of_a_given_shape(

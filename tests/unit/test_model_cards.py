@@ -17,7 +17,7 @@ from transfuse.io.model_cards import (
     without_secrets,
     write_card,
 )
-from transfuse.recipes.card_parts import data_files, hub_ids, licence_of, named
+from transfuse.recipes.card_parts import data_files, hub_ids, licence_of, named, taught_by
 from transfuse.recipes.loading_code import loading_code
 from transfuse.types import Estimate
 
@@ -155,6 +155,14 @@ def test_a_licence_is_stated_only_where_all_agree(folders: list[str], tmp_path: 
     assert licence_of([folders[0]], [tmp_path / "lora"])[0] == "mit"
     (tmp_path / "lora" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     assert licence_of([folders[0]], [tmp_path / "lora"])[0] is None
+
+
+def test_a_teacher_that_is_gone_is_named_and_no_licence_stated(folders: list[str], tmp_path: Path):
+    name, licence, note = taught_by(str(tmp_path / "moved" / "big"), folders[0])
+    assert (name, licence) == ("`big`", None)
+    assert "`open` (local folder) and of the teacher (`big`)" in note
+    assert taught_by(None, folders[0])[:2] == ("not named in this run", None)
+    assert taught_by(folders[0], folders[0])[:2] == ("`open` (local folder)", "mit")
 
 
 def test_models_are_named_without_their_place(folders: list[str]):

@@ -58,6 +58,23 @@ TRANSFER: dict[str, CardMethod] = {
     ),
 }
 
+STARTS: dict[str, CardMethod] = {
+    "start": CardMethod(
+        "Factors cut out of a larger teacher (`transfuse transfer extract`), from which a student's adapter starts its "
+        "training. Nothing was trained: put onto the student as they are, they change it at random.",
+        ("2310.11451",),
+    ),
+    "start-random-block": CardMethod(
+        "A control of such factors: blocks from drawn places of drawn teacher layers. Nothing was trained.",
+        ("2310.11451",),
+    ),
+    "delta-transport/untrained": CardMethod(
+        "A task adapter of the teacher, carried onto the student through maps between their activations. Nothing was "
+        "trained.",
+        ("2602.12952",),
+    ),
+}
+
 EXTRACTED_MODEL = CardMethod(
     "Cut out of a larger teacher (`transfuse transfer extract --as model`): the layers and sub-matrices that are "
     "most sensitive to the seed samples, at full rank, as a new small model. Nothing was trained: it is a start for "

@@ -80,6 +80,26 @@ def licence_of(references: Sequence[str], adapters: Sequence[Path] = ()) -> tupl
     )
 
 
+def taught_by(teacher: str | None, student: str) -> tuple[str, str | None, str]:
+    """The teacher in words, and the licence of what was made from it and its student, with a note.
+
+    Args:
+        teacher: a reference, perhaps of an earlier run, so that nothing lies there any more; None where nobody knows.
+        student: a reference.
+
+    Returns:
+        Name, licence and note; no licence where the teacher is not to be found.
+    """
+    try:
+        if teacher is not None:
+            return named(teacher), *licence_of([student, teacher])
+    except ModelError:
+        pass
+    name = f"`{Path(teacher).name}`" if teacher else "not named in this run"
+    makers = f"{named(student)} and of the teacher ({name})"
+    return name, None, f"Not stated; whoever publishes this is bound by the licences of {makers}."
+
+
 def data_files(paths: Sequence[tuple[str, Path | None]]) -> list[DataFile]:
     """Files with what they were used for, their rows and digests.
 

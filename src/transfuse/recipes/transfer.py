@@ -26,9 +26,15 @@ from transfuse.io.task_files import load_tasks
 from transfuse.recipes.progress import Display
 from transfuse.recipes.team import Team
 from transfuse.recipes.transfer_arms import ArmRun, Starts, train_arm
-from transfuse.recipes.transfer_card import write_arm_card, write_student_card
+from transfuse.recipes.transfer_card import write_arm_card, write_start_card, write_student_card
 from transfuse.recipes.transfer_delta import Carried, carry
-from transfuse.recipes.transfer_extraction import Extraction, extract, finished_extraction
+from transfuse.recipes.transfer_extraction import (
+    RANDOM_BLOCK,
+    START,
+    Extraction,
+    extract,
+    finished_extraction,
+)
 from transfuse.recipes.transfer_figures import parameter_counts
 from transfuse.recipes.transfer_lessons import Lessons, make_lessons
 from transfuse.recipes.transfer_measure import Measured, Questions, measure, read_questions
@@ -97,6 +103,7 @@ def run_transfer(recipe: TransferRecipe, out: Path, *, overwrite: bool, command:
         )
         write_json(run.path / "report.json", report)
         _write_cards(recipe, arms, result, report)
+        _write_start_cards(recipe, run, carried, report)
         write_json(run.path / "manifest.json", manifest(command, started, _now()))
     return out
 
@@ -288,6 +295,18 @@ def _write_cards(
     elif result is not None:
         method = arms[0].chosen[0]
         write_arm_card(recipe, result, arms[0].name, method.learning_rate, method.seed, report=report)
+
+
+def _write_start_cards(
+    recipe: TransferRecipe, run: RunFolder, carried: Carried | None, report: Mapping[str, Any]
+) -> None:
+    """Cards of what adapters started from, where this run made it."""
+    for name in (START, RANDOM_BLOCK):
+        folder = run.path / "extraction" / name
+        if folder.is_dir():
+            write_start_card(recipe, folder, name, report)
+    if carried is not None:
+        write_start_card(recipe, carried.adapter, "delta-transport/untrained", report)
 
 
 def _now() -> str:

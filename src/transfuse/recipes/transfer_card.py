@@ -1,10 +1,11 @@
 """What the cards of a transfer run's adapters, and of a new student, say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from transfuse.io.model_cards import CardContent, DataFile, write_card
-from transfuse.recipes.card_methods import EXTRACTED_MODEL, TRANSFER, method_of
+from transfuse.recipes.card_methods import EXTRACTED_MODEL, STARTS, TRANSFER, method_of
 from transfuse.recipes.card_parts import (
     INTERVALS,
     ONLY_THE_DATA,
@@ -21,6 +22,7 @@ from transfuse.recipes.card_parts import (
     named,
     plain_name,
     prefixed,
+    taught_by,
     training_settings,
 )
 from transfuse.recipes.loading_code import loading_code
@@ -52,11 +54,10 @@ def write_arm_card(
         report: `report.json`; None before there is one, and for a learning rate that was tried and not chosen.
     """
     told, arxiv = method_of(TRANSFER, arm)
-    makers = [recipe.student]
-    if arm not in _FROM_STUDENT_ALONE and recipe.teacher is not None:
-        makers.append(recipe.teacher)
-        told = f"{told} Teacher: {named(recipe.teacher)}."
-    licence, note = licence_of(makers)
+    licence, note = licence_of([recipe.student])
+    if arm not in _FROM_STUDENT_ALONE:
+        teacher, licence, note = taught_by(_teacher(recipe), recipe.student)
+        told = f"{told} Teacher: {teacher}."
     tried = (
         ""
         if development_bits is None
@@ -96,6 +97,46 @@ def write_arm_card(
                 ONLY_THE_DATA,
                 INTERVALS,
             ],
+            command=command_of(report),
+            licence=licence,
+            licence_note=note,
+        ),
+    )
+
+
+def write_start_card(recipe: TransferRecipe, folder: Path, name: str, report: Figures) -> None:
+    """The card of an adapter that nobody trained: extracted factors, or a carried delta.
+
+    Args:
+        recipe: as run.
+        folder: the adapter.
+        name: `start`, `start-random-block` or `delta-transport/untrained`, which may be a row of the report.
+        report: `report.json`.
+    """
+    told, arxiv = method_of(STARTS, name)
+    teacher, licence, note = taught_by(_teacher(recipe), recipe.student)
+    write_card(
+        folder,
+        CardContent(
+            title=f"{plain_name(recipe.student)}, {name}",
+            kind="adapter",
+            base=base_of(recipe.student, "adapter"),
+            method=f"{told} Teacher: {teacher}.",
+            route="transfer",
+            load=loading_code(recipe.student, "adapter", is_portable=True),
+            base_models=hub_ids([recipe.student]),
+            relation="adapter",
+            arxiv=arxiv,
+            data=_transfer_data(recipe),
+            settings={
+                "seed": recipe.seed,
+                "precision": recipe.precision,
+                "rank": recipe.train.lora.rank,
+                **_arm_settings(recipe, name.split("/")[0]),
+            },
+            row=name,
+            rows=[row for row in card_rows(report) if row.name in (name, "student")] if "/" in name else [],
+            limits=["Nothing here was trained.", ONLY_THE_DATA, INTERVALS],
             command=command_of(report),
             licence=licence,
             licence_note=note,
@@ -163,6 +204,14 @@ def _extraction_settings(recipe: TransferRecipe) -> dict[str, Any]:
         **prefixed("extract", recipe.extract.model_dump(mode="json")),
         **prefixed("sensitivity", recipe.sensitivity.model_dump(mode="json")),
     }
+
+
+def _teacher(recipe: TransferRecipe) -> str | None:
+    """The teacher's reference; of an earlier run's extraction as that run had it."""
+    if recipe.teacher is not None or recipe.extraction is None:
+        return recipe.teacher
+    summary = json.loads((recipe.extraction / "extraction" / "extraction.json").read_text(encoding="utf-8"))
+    return str(summary["teacher"])
 
 
 def _transfer_data(recipe: TransferRecipe) -> list[DataFile]:
