@@ -93,6 +93,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         0,
         "accuracy",
         _FUSION,
+        configuration="ARC-Easy",
     ),
     "arc_challenge": Benchmark(
         "ARC, hard questions",
@@ -103,6 +104,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         0,
         "accuracy_norm",
         _FUSION,
+        configuration="ARC-Challenge",
     ),
     "hellaswag": Benchmark(
         "HellaSwag, endings of everyday scenes",
