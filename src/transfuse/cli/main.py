@@ -8,6 +8,7 @@ import typer
 
 from transfuse import __version__
 from transfuse.cli.compare import compare
+from transfuse.cli.evaluate import evaluate
 from transfuse.cli.fuse import fuse_app
 from transfuse.cli.index import index_app
 from transfuse.cli.merge import merge
@@ -180,6 +181,7 @@ def plan(
     from transfuse.errors import RecipeError
     from transfuse.recipes.compare_plan import plan_compare_table
     from transfuse.recipes.compare_schema import CompareRecipe
+    from transfuse.recipes.eval_plan import plan_eval
     from transfuse.recipes.fuse_plan import plan_fusion
     from transfuse.recipes.fuse_schema import FuseRecipe
     from transfuse.recipes.plan import plan_table
@@ -238,9 +240,7 @@ def plan(
     elif isinstance(recipe, FuseRecipe):
         console().print(plan_fusion(recipe))
     else:
-        raise RecipeError(
-            f"{documents}: recipes of kind {recipe.kind} train nothing, so there is nothing to plan."
-        )
+        console().print(plan_eval(recipe))
 
 
 @app.command()
@@ -293,6 +293,7 @@ def ask(
 
 app.command()(merge)
 app.command()(compare)
+app.command("eval")(evaluate)
 
 
 @models_app.callback(invoke_without_command=True)

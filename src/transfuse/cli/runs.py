@@ -27,6 +27,7 @@ def run_recipe(
     """
     from transfuse.errors import RecipeError
     from transfuse.recipes.compare import run_compare
+    from transfuse.recipes.evaluation import run_eval
     from transfuse.recipes.fuse import check_stop, run_fuse
     from transfuse.recipes.inject import run_inject
     from transfuse.recipes.team import Team
@@ -45,6 +46,8 @@ def run_recipe(
         run_inject(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)  # type: ignore[arg-type]
     elif recipe.kind == "compare":
         run_compare(recipe, out, overwrite=overwrite, command=command, is_strict=is_strict)
+    elif recipe.kind == "eval":
+        run_eval(recipe, out, overwrite=overwrite, command=command)
     elif recipe.kind == "fuse":
         run_fuse(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)
     else:

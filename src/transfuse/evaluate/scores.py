@@ -20,6 +20,16 @@ from transfuse.types import Estimate
 
 SCORES_FILE = "scores.jsonl"
 
+LOWER_IS_BETTER = frozenset(
+    {"bits_per_byte", "wrong_answers", "perplexity", "word_perplexity", "byte_perplexity"}
+)
+"""Metrics, without what they are measured on, of which less is better."""
+
+
+def is_better_lower(metric: str) -> bool:
+    """Whether less of a metric is better, whatever it is measured on."""
+    return metric.partition("/")[0] in LOWER_IS_BETTER
+
 
 class ItemScore(NamedTuple):
     """What one item is worth by one metric, whose value is the sum of numerators over the sum of denominators."""

@@ -8,7 +8,7 @@ from transfuse.inject.knowledge import load_pairs
 from transfuse.io.jsonl import JsonLine, read_jsonl
 from transfuse.types import QAPair, Split
 
-NO_ANSWER = "-"
+NO_ANSWER = "unanswerable"
 """Stands for the gold answer of questions that have none."""
 
 

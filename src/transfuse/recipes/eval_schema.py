@@ -6,30 +6,20 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from transfuse.baselines.rag_settings import RagSettings
+from transfuse.evaluate.benchmark_settings import BenchmarkSettings
+from transfuse.evaluate.judging_settings import JudgeSettings
 from transfuse.io.precision import Precision
 from transfuse.text.task_answers import AnswerKind
 from transfuse.types import ModelReference, Split, StrictModel
 
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^/\s][^/\n\r\t]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^/\\\s.][^/\\\n\r\t]*$")]
 """Of a set of items: it stands in metrics behind a slash, and in the names of folders."""
+
+UNANSWERABLE = "unanswerable"
+"""Name of the questions that nothing answers, in metrics."""
 
 DEFAULT_PASSAGES = 3
 """Passages before each question where nothing chooses their number."""
-
-
-class BenchmarkSettings(StrictModel):
-    """How one benchmark is run."""
-
-    n_shot: NonNegativeInt | None = None
-    """Solved examples before each item; none takes the benchmark's own number."""
-    n_items: PositiveInt | None = None
-    """Items, the first; none means all."""
-    data: Path | None = None
-    """Local data: a JSONL file, or a folder with test.jsonl and train.jsonl; none asks the Hub."""
-    chat: bool = False
-    """Put items through the model's chat template."""
-    max_new_tokens: PositiveInt | None = None
-    """An answer that has not ended by then is cut; none takes the benchmark's own limit."""
 
 
 class QuestionSettings(StrictModel):
@@ -160,6 +150,9 @@ class EvalRecipe(SystemSettings):
     n_texts: PositiveInt | None = None
     """Texts of each file, the first; none means all."""
     coverage: CoverageFiles | None = None
+    judge: JudgeSettings | None = None
+    """A judge model that says which of two replies to an instruction is better: the model's, or that of `against`
+    (where there is none, the one in the file)."""
     latency_n: NonNegativeInt = 8
     """Items that are asked once more, one at a time, to see how long an answer takes; 0 leaves it out."""
     max_batch_rows: PositiveInt = 64
@@ -176,9 +169,15 @@ class EvalRecipe(SystemSettings):
 
     @model_validator(mode="after")
     def _measures_something(self) -> "EvalRecipe":
-        asked = (self.benchmarks, self.questions, self.unanswerable, self.samples, self.texts, self.coverage)
-        if not any(asked):
+        named = (self.benchmarks, self.questions, self.samples, self.texts)
+        if not any((*named, self.unanswerable, self.coverage, self.judge)):
             raise ValueError(
                 "nothing to measure; name benchmarks (--tasks), questions (--qa), samples (--samples) or texts (--text)"
+            )
+        names = [name for group in named for name in group]
+        twice = next((name for name in names if names.count(name) > 1 or name == UNANSWERABLE), None)
+        if twice is not None:
+            raise ValueError(
+                f"{twice!r} names two sets, whose metrics could not be told apart; rename one of them"
             )
         return self

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -150,7 +150,22 @@ def _screened(recipe: InjectRecipe, pairs: list[QAPair]) -> tuple[list[QAPair], 
     return screen_near_questions(pairs, model.embed, threshold)
 
 
-def token_counter(recipe: InjectRecipe) -> Callable[[str], int]:
+@runtime_checkable  # for the checks of the test suite
+class AskedModel(Protocol):
+    """A recipe, or what names a model in its place."""
+
+    @property
+    def model(self) -> str:
+        """Model reference."""
+        ...
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether Python code that comes with the model may run."""
+        ...
+
+
+def token_counter(recipe: AskedModel) -> Callable[[str], int]:
     """How many tokens a text has for the model that is taught; its tokenizer is loaded at the first call."""
     tokenizer: list[PreTrainedTokenizerBase] = []
 
@@ -213,10 +228,26 @@ def oracle_contexts(knowledge: Knowledge, pairs: Sequence[QAPair]) -> dict[str, 
     Returns:
         Context by `QAPair.id`; pairs whose section is not in the documents are left out.
     """
+    return section_contexts(knowledge.sections, knowledge.facts, pairs)
+
+
+def section_contexts(
+    sections: Sequence[Section], facts: Sequence[Fact], pairs: Sequence[QAPair]
+) -> dict[str, str]:
+    """The text of the section that each question's fact stands in.
+
+    Args:
+        sections: of the documents; those of one title are read together.
+        facts: name their sections. Pairs of basis `token` name theirs themselves.
+        pairs: the questions.
+
+    Returns:
+        Text by `QAPair.id`; pairs whose section is not there are left out.
+    """
     texts: dict[str, str] = {}
-    for section in knowledge.sections:
+    for section in sections:
         earlier = f"{texts[section.title]}\n\n" if section.title in texts else ""
         texts[section.title] = earlier + section.text
-    titles = {fact.id: fact.section for fact in knowledge.facts}
+    titles = {fact.id: fact.section for fact in facts}
     found = {pair.id: texts.get(titles.get(pair.source, pair.source)) for pair in pairs}
     return {pair_id: text for pair_id, text in found.items() if text is not None}

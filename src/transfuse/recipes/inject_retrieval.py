@@ -16,10 +16,9 @@ from transfuse.knowledge.model_folders import ModelKind, model_folder
 from transfuse.knowledge.passages import cut_passages, searched_text
 from transfuse.knowledge.records import Hit, IndexSettings, LexicalSettings, Passage, Rerank
 from transfuse.recipes.embedding import cached_embedder
-from transfuse.recipes.inject_knowledge import token_counter
+from transfuse.recipes.inject_knowledge import AskedModel, token_counter
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
-from transfuse.recipes.schema import InjectRecipe
 from transfuse.text.sections import split_sections
 from transfuse.types import Document, Dropped, QAPair, Section
 
@@ -103,7 +102,7 @@ def model_stamps(settings: RagSettings) -> dict[str, Any]:
 
 
 def find_passages(
-    recipe: InjectRecipe,
+    recipe: AskedModel,
     settings: RagSettings,
     folder: Path,
     display: Display,
@@ -151,7 +150,7 @@ def _hit(row: Mapping[str, Any]) -> Hit:
 
 
 def _search_index(
-    recipe: InjectRecipe,
+    recipe: AskedModel,
     settings: RagSettings,
     folder: Path,
     display: Display,
@@ -189,7 +188,7 @@ def _rerank(settings: RagSettings) -> Rerank:
 
 
 def _search_words(
-    recipe: InjectRecipe,
+    recipe: AskedModel,
     settings: RagSettings,
     folder: Path,
     display: Display,

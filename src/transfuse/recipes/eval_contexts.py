@@ -1,0 +1,177 @@
+"""What stands before each knowledge question: passages that a search finds, or the section that holds the answer."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from transfuse.baselines.rag import retrieval_recall, retrieved_contexts, tune_k, tuning_questions
+from transfuse.evaluate.questions import answer_estimates, ask_questions
+from transfuse.generate.protocol import Generator
+from transfuse.io.documents import read_documents
+from transfuse.recipes.eval_questions import load_questions
+from transfuse.recipes.eval_schema import EvalRecipe, RetrievalSettings
+from transfuse.recipes.eval_system import System
+from transfuse.recipes.inject_knowledge import section_contexts
+from transfuse.recipes.inject_model import without_note
+from transfuse.recipes.inject_retrieval import find_passages
+from transfuse.recipes.progress import Display
+from transfuse.text.sections import split_sections
+from transfuse.types import Estimate, Fact, QAPair, Section
+
+N_TIMED_SEARCHES = 8
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The texts before the questions of one set."""
+
+    by_question: dict[str, str | None] | None
+    """By `QAPair.id`; None where questions stand alone."""
+    asked: list[QAPair]
+    """Those that are asked."""
+    notes: list[str] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+    """Of a search: how many passages were given, and how often they hold the answer."""
+
+
+def contexts_of(
+    recipe: EvalRecipe,
+    system: System,
+    generator: Generator,
+    pairs: Sequence[QAPair],
+    facts: Sequence[Fact],
+    folder: Path,
+    display: Display,
+    *,
+    max_new_tokens: int,
+    needs_section: bool = True,
+) -> Contexts:
+    """What a system reads before each question of a set.
+
+    Args:
+        recipe: names the seed.
+        system: says whether it searches.
+        generator: the system, to choose how many passages to give.
+        pairs: the questions.
+        facts: of the questions, which name their sections.
+        folder: of the stage; holds the index.
+        display: progress.
+        max_new_tokens: room that the answer needs.
+        needs_section: whether questions without a section of their own are left out.
+
+    Returns:
+        Contexts and the questions that are asked.
+    """
+    settings = system.settings
+    if settings.retrieval is not None:
+        return _retrieved(
+            recipe, system, settings.retrieval, generator, pairs, folder, display, max_new_tokens
+        )
+    if settings.section_context is not None:
+        found = section_contexts(_sections(settings.section_context.documents), facts, pairs)
+        asked = [pair for pair in pairs if pair.id in found or not needs_section]
+        n_lost = len(pairs) - len(asked)
+        notes = [f"{n_lost} questions are not asked: their section is not in the documents"] if n_lost else []
+        return Contexts({pair.id: found.get(pair.id) for pair in asked}, asked, notes)
+    return Contexts(None, list(pairs))
+
+
+def _sections(documents: Path) -> list[Section]:
+    read, _ = read_documents(documents)
+    return [section for document in read for section in split_sections(document)[0]]
+
+
+def _retrieved(
+    recipe: EvalRecipe,
+    system: System,
+    settings: RetrievalSettings,
+    generator: Generator,
+    pairs: Sequence[QAPair],
+    folder: Path,
+    display: Display,
+    max_new_tokens: int,
+) -> Contexts:
+    tuning: list[QAPair] = []
+    if settings.n_passages is None and settings.tuning is not None:
+        drawn = tuning_questions(
+            load_questions(settings.tuning, split="train"), settings.n_tuning_questions, recipe.seed
+        )
+        tuning = [_renamed(pair) for pair in drawn]
+    top_n = settings.n_passages or max(settings.candidates)
+    documents, _ = read_documents(settings.documents)
+    found = find_passages(system, settings, folder, display, documents, [*tuning, *pairs], top_n)
+    recalls: dict[int, Estimate] = {}
+
+    def fits(question: str, context: str) -> bool:
+        return system.fits(question, context, max_new_tokens)
+
+    def f1_of(k: int) -> Estimate:
+        contexts, _ = retrieved_contexts(tuning, found.hits, k, fits)
+        recalls[k] = retrieval_recall(tuning, contexts, recipe.seed)
+        with display.bar(f"training questions, {k} passages") as advance:
+            records = ask_questions(
+                tuning,
+                generator,
+                contexts=contexts,
+                max_new_tokens=max_new_tokens,
+                on_replies=without_note(advance),
+            )
+        return answer_estimates(records, recipe.seed)["f1"]
+
+    k, f1_by_k = (
+        (settings.n_passages, {}) if settings.n_passages is not None else tune_k(settings.candidates, f1_of)
+    )
+    contexts, shortened = retrieved_contexts(pairs, found.hits, k, fits)
+    more = {
+        "embedder": settings.embedder,
+        "mode": settings.mode,
+        "rerank": settings.rerank_by,
+        "n_passages": found.n_passages,
+        "passage_tokens": settings.passages.max_tokens,
+        "k": k,
+        "n_tuning_questions": len(tuning),
+        "tuning": [
+            {"k": each, "f1": f1._asdict(), "recall": recalls[each]._asdict()} for each, f1 in f1_by_k.items()
+        ],
+        "recall": retrieval_recall(pairs, contexts, recipe.seed)._asdict(),
+        "n_shortened": len(shortened),
+        "index_bytes": _folder_bytes(folder / "index"),
+        "search_s": _search_seconds(system, settings, folder / "index", [pair.question for pair in pairs]),
+    }
+    notes = (
+        [f"{len(shortened)} questions have fewer passages before them than were to be"] if shortened else []
+    )
+    return Contexts(dict(contexts), list(pairs), notes, more)
+
+
+def _search_seconds(
+    system: System, settings: RetrievalSettings, index: Path, questions: Sequence[str]
+) -> float | None:
+    """Median time of finding the passages of a single question, its embedding included; None without an index."""
+    if settings.embedder is None or not index.is_dir() or not questions:
+        return None
+    from transfuse.knowledge.embeddings import load_embedder
+    from transfuse.knowledge.index import open_index
+
+    embedder = load_embedder(settings.embedder, trust_remote_code=system.trust_remote_code)
+    opened, taken = open_index(index), []
+    top_n = settings.n_passages or max(settings.candidates)
+    for question in [questions[0], *questions[:N_TIMED_SEARCHES]]:  # the first one warms up
+        started = time.monotonic()
+        opened.search([question], embedder, top_n=top_n, mode=settings.mode)
+        taken.append(time.monotonic() - started)
+    return median(taken[1:])
+
+
+def _renamed(pair: QAPair) -> QAPair:
+    """A question of another file, whose id may stand in the asked set as well."""
+    return QAPair(
+        f"tuning {pair.id}", pair.basis, pair.source, pair.split, pair.question, pair.answer, pair.aliases
+    )
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
