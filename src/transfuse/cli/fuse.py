@@ -45,7 +45,7 @@ MapName = Annotated[str | None, typer.Option("--map", help="exact, min-edit or r
 Loss = Annotated[
     str | None,
     typer.Option(
-        help="cross-entropy, cross-entropy-renormalised, forward-kl, reverse-kl, uld or chunk-likelihood."
+        help="cross-entropy, cross-entropy-renormalised, forward-kl, reverse-kl, jsd, uld or chunk-likelihood."
     ),
 ]
 ClmWeight = Annotated[

@@ -129,7 +129,8 @@ def _fusion(recipe: FuseRecipe, found: Findings) -> dict[str, Any]:
         "align": settings.align,
         "map": settings.map,
         "fallback": settings.fallback,
-        "divergence": settings.divergence,
+        "divergence": settings.divergence
+        + (f" of beta {settings.jsd_beta:g}" if settings.divergence == "jsd" else ""),
         "clm_weight": settings.clm_weight,
         "temperature": recipe.distributions.temperature,
         "top_k": recipe.distributions.k,

@@ -25,7 +25,6 @@ SETTING_MEANINGS = {
     },
     "fallback": {
         "next-token": "where no source can teach, the text's own next token does",
-        "none": "where no source can teach, only the next-token loss does",
         "current-token": "where no source can teach, the current token does, as in the published code",
     },
     "selection": {
