@@ -13,6 +13,7 @@ from transfuse.evaluate.kept_keys import GrowingCache, RowStates, StemCache
 from transfuse.evaluate.likelihoods import DEFAULT_LIMITS, BatchLimits
 from transfuse.evaluate.prefix_sharing import Stem, plan_stems
 from transfuse.evaluate.scoring_model import ScoringModel
+from transfuse.evaluate.tried_model import TriedModel
 
 _PREFILL_TOKENS = 2048
 """Prompts are read in batches of about so many tokens, filling counted."""
@@ -73,7 +74,7 @@ class StopStrings:
 
 
 def generate_greedily(
-    model: ScoringModel,
+    tried: TriedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[GreedyRequest],
     rule: Greedy,
@@ -83,7 +84,7 @@ def generate_greedily(
     """The likeliest continuation of each prompt, token by token.
 
     Args:
-        model: where it cannot keep keys and values between passes, every token reads its row anew.
+        tried: a model; where it cannot keep keys and values between passes, every token reads its row anew.
         tokenizer: decodes answers to look for stop strings.
         requests: prompts of at least one token.
         rule: how a token is chosen and which tokens end an answer.
@@ -96,9 +97,9 @@ def generate_greedily(
     if not requests:
         return []
     prompts = [request.prompt_ids for request in requests]
-    model.try_out(prompts[0], max(len(each.prompt_ids) + each.max_new_tokens for each in requests))
+    grows = tried.grows(prompts[0], max(len(each.prompt_ids) + each.max_new_tokens for each in requests))
     stops = {request.stop: StopStrings(tokenizer, request.stop) for request in requests}
-    if model.grows:
+    if grows:
         stems = plan_stems(prompts, [len(prompt) - 1 for prompt in prompts])
     else:
         stems = [Stem(0, list(range(len(prompts))))]
@@ -109,9 +110,9 @@ def generate_greedily(
         on_answers(found)
 
     for stem in stems:
-        rows = _Rows(model, requests, rule, stops)
+        rows = _Rows(tried.model, requests, rule, stops)
         queue = sorted(stem.rows, key=lambda n: -len(prompts[n]))
-        if model.grows:
+        if grows:
             _continue_growing(rows, stem, queue, limits, finish)
         else:
             _continue_plainly(rows, queue, limits, finish)

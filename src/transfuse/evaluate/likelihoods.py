@@ -8,6 +8,7 @@ import torch
 from transfuse.evaluate.kept_keys import StemCache
 from transfuse.evaluate.prefix_sharing import Stem, Tree, plan_stems, plan_trees
 from transfuse.evaluate.scoring_model import ScoringModel
+from transfuse.evaluate.tried_model import TriedModel
 
 _CPU_BATCH_TOKENS = 1024
 """A processor is busy with so many; then a batch ends where its rows would have to be filled up much."""
@@ -56,7 +57,7 @@ class _Row(NamedTuple):
 
 
 def log_likelihoods(
-    model: ScoringModel,
+    tried: TriedModel,
     requests: Sequence[Continuation],
     limits: BatchLimits = DEFAULT_LIMITS,
     on_batch: OnLikelihoods = lambda found: None,
@@ -64,7 +65,7 @@ def log_likelihoods(
     """How likely a model finds continuations.
 
     Args:
-        model: what of its shortcuts may be used is tried out first.
+        tried: a model; the shortcuts that the requests would gain from are tried out first.
         requests: each with at least one target, and an input at least as long.
         limits: of one batch.
         on_batch: called batch by batch.
@@ -74,20 +75,34 @@ def log_likelihoods(
     """
     if not requests:
         return []
-    rows = _distinct_rows(requests)
-    longest = max(len(row.input_ids) for row in rows)
-    model.try_out(requests[0].input_ids, longest)
-    answers: dict[int, Likelihood] = {}
+    model, rows = tried.model, _distinct_rows(requests)
+    tried.splits_head(requests[0].input_ids)
     inputs = [row.input_ids for row in rows]
-    for stem in _stems(model, rows):
+    answers: dict[int, Likelihood] = {}
+    for stem, trees in _plan(tried, rows):
         cache = model.stem_cache(inputs[stem.rows[0]][: stem.n_shared]) if stem.n_shared else None
-        may_branch = _may_branch(model, max(len(inputs[row]) for row in stem.rows))
-        trees = plan_trees(inputs, stem, may_branch=may_branch)
         for batch in _batches(trees, stem.n_shared, limits, is_cpu=model.device.type == "cpu"):
             found = _answers(model, batch, cache, rows, requests)
             answers |= found
             on_batch(found)
     return [answers[n] for n in range(len(requests))]
+
+
+def _plan(tried: TriedModel, rows: Sequence[_Row]) -> list[tuple[Stem, list[Tree]]]:
+    """Stems with their trees; what the rows would gain from is tried on the model first."""
+    inputs, window = [row.input_ids for row in rows], tried.model.window
+    longest = max(map(len, inputs))
+    contexts = [row.input_ids[: len(row.input_ids) - row.n_scored + 1] for row in rows]
+    numbers = {context: number for number, context in enumerate(contexts)}
+    fitting = [n for n, ids in enumerate(inputs) if window is None or len(ids) <= window]
+    has_kin = len({contexts[n] for n in fitting}) < len(fitting)
+    may_branch = has_kin and tried.reads_trees(inputs[0], max(len(inputs[n]) for n in fitting))
+    branching = set(fitting) if may_branch else set()
+    families = [numbers[contexts[n]] if n in branching else n for n in range(len(rows))]
+    stems = plan_stems(inputs, [len(row.input_ids) - row.n_scored for row in rows], families)
+    if any(stem.n_shared for stem in stems) and not tried.keeps_stems(inputs[0], longest):
+        stems = [Stem(0, sorted(range(len(rows)), key=lambda n: inputs[n]))]
+    return [(stem, plan_trees(inputs, stem, may_branch=branching.issuperset(stem.rows))) for stem in stems]
 
 
 def _distinct_rows(requests: Sequence[Continuation]) -> list[_Row]:
@@ -98,24 +113,6 @@ def _distinct_rows(requests: Sequence[Continuation]) -> list[_Row]:
         row = rows.get(key, _Row(key, [], 0))
         rows[key] = _Row(key, [*row.requests, number], max(row.n_scored, len(request.target_ids)))
     return list(rows.values())
-
-
-def _stems(model: ScoringModel, rows: Sequence[_Row]) -> list[Stem]:
-    inputs = [row.input_ids for row in rows]
-    if not model.keeps_stems:
-        return [Stem(0, sorted(range(len(rows)), key=lambda n: inputs[n]))]
-    contexts: dict[tuple[int, ...], int] = {}
-    families = []
-    for number, row in enumerate(rows):
-        context = row.input_ids[: len(row.input_ids) - row.n_scored + 1]
-        is_bundled = _may_branch(model, len(row.input_ids))
-        families.append(contexts.setdefault(context, number) if is_bundled else number)
-    return plan_stems(inputs, [len(row.input_ids) - row.n_scored for row in rows], families)
-
-
-def _may_branch(model: ScoringModel, n_tokens: int) -> bool:
-    """A tree's mask knows no window, so the row must fit it."""
-    return model.reads_trees and (model.window is None or n_tokens <= model.window)
 
 
 def _batches(trees: Sequence[Tree], n_stem: int, limits: BatchLimits, *, is_cpu: bool) -> list[list[Tree]]:

@@ -8,26 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transfuse.evaluate.kept_keys import GrowingCache, RowStates, StemCache
-from transfuse.evaluate.prefix_sharing import Stem, Tree, plan_trees, visible_tokens
-from transfuse.train.chunked_head import OutputHead, find_head, rows_per_chunk
-
-MODEL_ERRORS = (
-    RuntimeError,  # NotImplementedError too
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    AssertionError,
-)
-"""What models raise that refuse something."""
-
-_TOLERANCE_NATS = {torch.float32: 2e-4, torch.bfloat16: 0.05}
-"""Greatest mean difference of a token's log-probability that rounding explains."""
-
-_PROBE_TOKENS = 14
-_PROBE_BRANCH = 5
+from transfuse.evaluate.kept_keys import GrowingCache, StemCache
+from transfuse.evaluate.prefix_sharing import Tree, visible_tokens
+from transfuse.train.chunked_head import OutputHead, rows_per_chunk
 
 
 class TokenScores(NamedTuple):
@@ -40,11 +23,7 @@ class TokenScores(NamedTuple):
 
 @final
 class ScoringModel:
-    """What a model makes of tokens, in the ways that were found to give its own numbers.
-
-    Every shortcut is tried on the model itself before it is used (`try_out`); where it is refused or the numbers differ
-    beyond rounding, the model is run plainly, and `notes` says so.
-    """
+    """What a model makes of tokens, plainly or by shortcuts; which of them it bears is for `TriedModel` to find out."""
 
     def __init__(self, model: nn.Module, compute_dtype: torch.dtype) -> None:
         """Look at a model.
@@ -57,8 +36,6 @@ class ScoringModel:
         self.model = model.eval()
         self.compute_dtype = compute_dtype
         self.device = next(model.parameters()).device
-        self.notes: list[str] = []
-        """What is run plainly, and why."""
         base: Any = getattr(model, "get_base_model", lambda: model)()
         config = getattr(base, "config", None)
         self.window = _window_tokens(config)
@@ -70,41 +47,11 @@ class ScoringModel:
             each.dtype != torch.bfloat16 for each in model.parameters() if each.is_floating_point()
         )
         self._head: OutputHead | None = None
-        self.keeps_stems = self.reads_trees = self.grows = False
-        self._is_tried = False
 
-    def try_out(self, token_ids: Sequence[int], longest: int) -> None:
-        """Find out, once, which shortcuts the model bears.
-
-        Args:
-            token_ids: some that occur in what is to be read; at least one.
-            longest: tokens of the longest row to come; a window that it exceeds is exceeded in the trial too.
-        """
-        if self._is_tried:
-            return
-        self._is_tried = True
-        window, length = self.window, _PROBE_TOKENS
-        if window is not None and window < longest:
-            length = max(length, window + 3)
-        rows = _trial_rows(token_ids, length)
-        self._use_head(rows[0])
-        expected = self._probe_plainly(rows)
-        self.keeps_stems = self._bears(
-            "common beginnings are read with every row", expected, lambda: self._probe_stem(rows, length)
-        )
-        self.grows = self.keeps_stems and self._bears(
-            "every new token of an answer reads its row anew",
-            expected,
-            lambda: self._probe_growth(rows, length),
-        )
-        # A tree's mask knows no window, so that its rows must fit it.
-        short = rows if window is None else _trial_rows(token_ids, min(length, window - 2 * _PROBE_BRANCH))
-        if short:
-            self.reads_trees = self._bears(
-                "endings of one context are read one by one",
-                self._probe_plainly(short),
-                lambda: self._probe_tree(short),
-            )
+    @property
+    def has_head(self) -> bool:
+        """Whether the head is run by itself."""
+        return self._head is not None
 
     @torch.no_grad()
     def states(
@@ -206,14 +153,11 @@ class ScoringModel:
 
     def grown_logits(self, token_ids: Sequence[int], cache: GrowingCache) -> Float[Tensor, "batch vocab"]:
         """Read one more token of every row of a cache; the logits of the next."""
-        n_places = cache.get_seq_length() + 1
+        n_places, lengths = cache.get_seq_length(), torch.tensor(cache.lengths)[:, None]
         visible = None
         if len(set(cache.lengths)) > 1:
-            lengths = torch.tensor(cache.lengths)
-            n_grown = cache.get_seq_length() - cache.n_filled
-            empty = n_places - 1 - n_grown - lengths
-            visible = (torch.arange(n_places)[None, :] >= empty[:, None]).long()
-        positions = torch.tensor(cache.lengths)[:, None] + (cache.get_seq_length() - cache.n_filled)
+            visible = (torch.arange(n_places + 1) >= cache.n_filled - lengths).long()
+        positions = lengths + (n_places - cache.n_filled)
         states = self.states(
             torch.tensor(token_ids)[:, None], cache=cache, visible=visible, positions=positions
         )
@@ -230,99 +174,12 @@ class ScoringModel:
         scores = torch.zeros_like(visible, dtype=torch.float32)
         return scores.masked_fill_(~visible, torch.finfo(torch.bfloat16).min)
 
-    def _use_head(self, row: Sequence[int]) -> None:
-        """Run the head by itself from now on, where that gives the model's logits."""
-        try:
-            head = find_head(self.model)
-        except MODEL_ERRORS as err:
-            head = _first_line(err)
-        if isinstance(head, str):
-            self.notes.append(f"the output head runs at every position: {head}")
-            return
-        expected = self._probed(self.states(torch.tensor([list(row)]))[0], row)
+    def use_head(self, head: OutputHead | None) -> None:
+        """From now on run decoder and head one after the other, the head only where asked; None ends that."""
         self._head = head
-        if not self._bears(
-            "the output head runs at every position",
-            expected,
-            lambda: self._probed(self.states(torch.tensor([list(row)]))[0], row),
-        ):
-            self._head = None
-
-    def _bears(self, otherwise: str, expected: Tensor, trial: Any) -> bool:
-        try:
-            found = trial()
-        except MODEL_ERRORS as err:
-            self.notes.append(f"{otherwise}: the model refuses the trial ({_first_line(err)})")
-            return False
-        difference = float((found - expected).abs().mean())
-        if difference <= _TOLERANCE_NATS.get(self.compute_dtype, _TOLERANCE_NATS[torch.bfloat16]):
-            return True
-        self.notes.append(
-            f"{otherwise}: in a trial log-probabilities differ by {difference:.3g} nats a token"
-        )
-        return False
-
-    def _probed(self, states: Tensor, row: Sequence[int]) -> Tensor:
-        """Log-probabilities of a trial row's last tokens, of the states of its end."""
-        n = _PROBE_BRANCH - 1
-        return self.scores(states[-n - 1 : -1], torch.arange(n), torch.tensor(list(row[-n:]))).log_probs
-
-    def _probe_plainly(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        return torch.cat([self._probed(self.states(torch.tensor([list(row)]))[0], row) for row in rows])
-
-    def _probe_stem(self, rows: Sequence[Sequence[int]], n_stem: int) -> Tensor:
-        stem = self.stem_cache(rows[0][:n_stem])
-        states = self.states(torch.tensor([list(row[n_stem:]) for row in rows]), cache=stem)
-        return torch.cat([self._probed(states[n], row) for n, row in enumerate(rows)])
-
-    def _probe_tree(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        order = sorted(range(len(rows)), key=lambda n: list(rows[n]))
-        found: dict[int, Tensor] = {}
-        for n_stem in (0, 1) if self.keeps_stems else (0,):
-            stem = self.stem_cache(rows[0][:n_stem]) if n_stem else None
-            for tree in plan_trees(rows, Stem(n_stem, order)):
-                states = self.tree_states([tree], stem)[0]
-                for n, path in zip(tree.rows, tree.paths, strict=True):
-                    found[n] = self._probed(states[path], rows[n])
-        return torch.cat([found[n] for n in range(len(rows))])
-
-    def _probe_growth(self, rows: Sequence[Sequence[int]], n_stem: int) -> Tensor:
-        stem = self.stem_cache(rows[0][:n_stem])
-        first = StemCache(stem.stem, stem.n_stem, remembers=True)
-        own = [row[n_stem:] for row in rows]
-        self.states(torch.tensor([list(row[:1]) for row in own]), cache=first)
-        states = [RowStates(first.written, n, 1, 1) for n in range(len(rows))]
-        cache = GrowingCache(states, _PROBE_BRANCH, stem.stem, stem.n_stem)
-        found = []
-        for place in range(1, _PROBE_BRANCH):
-            if place > 1:
-                logits = self.grown_logits([row[place - 1] for row in own], cache)
-            else:
-                logits = self.logits(
-                    self.states(torch.tensor([list(row[:1]) for row in own]), cache=first)[:, 0]
-                )
-            targets = torch.tensor([row[place] for row in own], device=self.device)
-            found.append(logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0].cpu())
-        return torch.stack(found, dim=1).flatten()
-
-
-def _trial_rows(token_ids: Sequence[int], n_stem: int) -> list[list[int]]:
-    """Two rows that part after `n_stem` tokens, where there are two tokens at all; none where a stem is impossible."""
-    if n_stem < 1:
-        return []
-    known = list(dict.fromkeys(token_ids))
-    stem = [token_ids[n % len(token_ids)] for n in range(n_stem)]
-    places = range(_PROBE_BRANCH)
-    branches = [[known[(step * n + shift) % len(known)] for n in places] for step, shift in ((1, 0), (2, 1))]
-    return [[*stem, *branch] for branch in branches]
 
 
 def _window_tokens(config: Any) -> int | None:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     window = getattr(text, "sliding_window", None)
     return window if isinstance(window, int) and getattr(text, "use_sliding_window", True) else None
-
-
-def _first_line(err: Exception) -> str:
-    """Of an error's message, its type where it has none."""
-    return str(err).splitlines()[0] if str(err) else type(err).__name__
