@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard, metadata_load
 
 from transfuse.errors import ModelError
+from transfuse.generate.settings import GeneratorSettings
 from transfuse.io.model_cards import (
     CardContent,
     CardDifference,
@@ -17,7 +18,7 @@ from transfuse.io.model_cards import (
     without_secrets,
     write_card,
 )
-from transfuse.recipes.card_parts import data_files, hub_ids, licence_of, named, taught_by
+from transfuse.recipes.card_parts import data_files, hub_ids, licence_of, named, taught_by, writer_name
 from transfuse.recipes.loading_code import loading_code
 from transfuse.types import Estimate
 
@@ -173,6 +174,19 @@ def test_models_are_named_without_their_place(folders: list[str]):
     assert hub_ids(["org/tiny", folders[0]]) == ()
     with pytest.raises(ModelError, match="expected a bundled name"):
         named("nothing of the kind")
+
+
+def test_who_wrote_is_named_without_where_it_runs(folders: list[str]):
+    names = [
+        writer_name(GeneratorSettings(reference=reference))
+        for reference in (
+            "openai:big@https://inner.host/v1",
+            "http://inner.host/v1",
+            "recorded:/home/me/r.jsonl",
+            folders[0],
+        )
+    ]
+    assert names == ["`big`", "a model behind an endpoint", "recorded replies", "`open` (local folder)"]
 
 
 def test_code_for_another_machine_names_no_place_of_this_one(folders: list[str]):

@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub import metadata_load
 
 from transfuse.errors import ModelError
+from transfuse.generate.references import RECORDED
+from transfuse.generate.settings import GeneratorSettings, endpoint_reference
 from transfuse.io.files import file_sha256
 from transfuse.io.listing import UNKNOWN, describe_model
 from transfuse.io.model_cards import CARD_FILE, CardDifference, CardRow, DataFile
@@ -49,6 +51,14 @@ def plain_name(reference: str) -> str:
     """The same for a title."""
     source = resolve_model(reference)
     return short_name(source.hub_id or str(source.path.resolve() if source.path else reference)) or "model"
+
+
+def writer_name(generator: GeneratorSettings) -> str:
+    """Who writes text; of an endpoint the model's name alone, not where it runs."""
+    place = endpoint_reference(generator.reference)
+    if place is not None:
+        return f"`{place.model}`" if place.model else "a model behind an endpoint"
+    return "recorded replies" if generator.reference.startswith(RECORDED) else named(generator.reference)
 
 
 def hub_ids(references: Sequence[str]) -> tuple[str, ...]:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from transfuse.generate.references import RECORDED
-from transfuse.generate.settings import GeneratorSettings, endpoint_reference
+from transfuse.generate.settings import GeneratorSettings
 from transfuse.io.model_cards import CardContent, write_card
 from transfuse.recipes.card_methods import INJECT, method_of
 from transfuse.recipes.card_parts import (
@@ -19,10 +18,10 @@ from transfuse.recipes.card_parts import (
     given,
     hub_ids,
     licence_of,
-    named,
     plain_name,
     prefixed,
     training_settings,
+    writer_name,
 )
 from transfuse.recipes.loading_code import loading_code
 from transfuse.recipes.schema import InjectRecipe
@@ -91,12 +90,7 @@ def write_inject_card(recipe: InjectRecipe, folder: Path, report: Figures | None
 
 
 def _written_by(generator: GeneratorSettings | None) -> str:
-    """Who wrote the questions; of an endpoint the model's name alone."""
+    """Who wrote the questions that no file held."""
     if generator is None:
         return ""
-    place = endpoint_reference(generator.reference)
-    if place is not None:
-        who = f"`{place.model}`" if place.model else "a model behind an endpoint"
-    else:
-        who = "recorded replies" if generator.reference.startswith(RECORDED) else named(generator.reference)
-    return f" Facts or questions that were not given as files were written by {who}."
+    return f" Facts or questions that were not given as files were written by {writer_name(generator)}."

@@ -24,6 +24,7 @@ from transfuse.recipes.card_parts import (
     prefixed,
     taught_by,
     training_settings,
+    writer_name,
 )
 from transfuse.recipes.loading_code import loading_code
 from transfuse.recipes.transfer_schema import TransferRecipe
@@ -55,7 +56,10 @@ def write_arm_card(
     """
     told, arxiv = method_of(TRANSFER, arm)
     licence, note = licence_of([recipe.student])
-    if arm not in _FROM_STUDENT_ALONE:
+    writer = recipe.distillation.generator if arm == "offline-distillation" else None
+    if writer is not None:
+        told = f"{told} The answers were written by {writer_name(writer)}."
+    elif arm not in _FROM_STUDENT_ALONE:
         teacher, licence, note = taught_by(_teacher(recipe), recipe.student)
         told = f"{told} Teacher: {teacher}."
     tried = (
@@ -193,7 +197,7 @@ def _arm_settings(recipe: TransferRecipe, arm: str) -> dict[str, Any]:
     if arm in _FROM_STUDENT_ALONE:
         return {}
     if "distillation" in arm:
-        return prefixed("distillation", recipe.distillation.model_dump(mode="json"))
+        return prefixed("distillation", recipe.distillation.model_dump(mode="json", exclude={"generator"}))
     if arm == "delta-transport":
         return prefixed("transport", recipe.transport.model_dump(mode="json"))
     return _extraction_settings(recipe)
