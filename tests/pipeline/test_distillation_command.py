@@ -82,3 +82,39 @@ def test_plain_lora_needs_no_teacher_and_can_train_for_a_budget_of_tokens(
     assert done.code == 0, done.err
     (arm,) = read_report(tmp_path / "run")["arms"]
     assert 900 <= arm["n_tokens"] < 1400  # a step of four samples more at most
+
+
+def test_a_cache_of_distributions_teaches_without_its_model(
+    transfuse: Callable, read_report: Callable, make_model_folder: Callable, tmp_path: Path
+) -> None:
+    """Offline distillation on plain texts: one source, which is gone by then, and no loss on the texts themselves."""
+    student, teacher = make_model_folder("student"), make_model_folder("big", hidden_size=48, seed=1)
+    texts = tmp_path / "texts.jsonl"
+    rows = [
+        f"The team scored {n} goals in the first half, and the captain lifted the cup." for n in range(12)
+    ]
+    texts.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+    done = transfuse(
+        "fuse", "distributions", "--source", teacher, "--text", texts, "--out", tmp_path / "caches" / "big"
+    )
+    assert done.code == 0, done.err
+    (teacher / "model.safetensors").unlink()
+    settings = (
+        "fusion.with_target=false",
+        "fusion.divergence=jsd",
+        "fusion.map=exact",
+        f"caches={{big: {tmp_path / 'caches' / 'big'}}}",
+        "controls=[]",
+        "evaluate.sources=false",
+        "train.batch_rows=4",
+        "train.learning_rate=0.01",
+        "train.n_tokens=2000",
+    )
+    words = ["fuse", "--target", student, "--source", teacher, "--text", texts, "--out", tmp_path / "run"]
+    words += ["--clm-weight", "0", *(word for each in settings for word in ("--set", each))]
+    done = transfuse(*words)
+    assert done.code == 0, done.err
+    report = read_report(tmp_path / "run")
+    curve = json.loads(next((tmp_path / "run").rglob("run.json")).read_text())["curve"]
+    assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]  # nothing but the divergence from the teacher
+    assert report["fuse"]["divergence"] == "jsd of beta 0.5"
