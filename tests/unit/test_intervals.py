@@ -54,6 +54,14 @@ def test_items_of_one_cluster_count_once():
     assert as_if_independent.high - as_if_independent.low < 0.5 * (alone.high - alone.low)
 
 
+def test_ties_throughout_claim_no_certainty():
+    # Of ten items all scored 0.5, up to 1 - 0.025 ** 0.1 of the others could be scored 0, or 1.
+    slack = 1 - 0.025**0.1
+    assert mean([0.5] * 10, range(10)) == pytest.approx((0.5, 0.5 - slack / 2, 0.5 + slack / 2, 10))
+    alike = mean([0.2, 0.8, 0.8, 0.2], [1, 1, 2, 2])  # cluster by cluster
+    assert alike.low == pytest.approx(0.5 * 0.025**0.5)
+
+
 @pytest.mark.parametrize("n", [1, 2, 14, 100])
 def test_all_wrong_or_all_right_gives_the_exact_binomial_bound(n):
     slack = 1 - 0.025 ** (1 / n)

@@ -96,6 +96,13 @@ def test_what_length_separates_stays_finite():
     assert 0 <= found.win_rate.low <= 0.5 <= found.win_rate.high <= 1
 
 
+def test_ties_throughout_stay_ties_whatever_the_lengths():
+    found = controlled([0.5] * 20, range(20))
+    slack = 1 - 0.025 ** (1 / 20)
+    assert found.win_rate == pytest.approx((0.5, 0.5 - slack / 2, 0.5 + slack / 2, 20))
+    assert found.slope == 0
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_one_side_always_preferred_gives_the_exact_binomial_bound(value):
     found = controlled([value] * 20, range(20))

@@ -13,6 +13,9 @@ from transfuse.tensors.intervals import cluster_bootstrap
 from transfuse.tensors.win_rates import length_controlled_win_rate
 from transfuse.types import Estimate
 
+MIN_AGREEMENT = 0.5
+"""A judge that agrees with itself on a smaller share of the items is warned of."""
+
 
 def win_scores(judgements: Sequence[Judgement], settings: JudgeSettings) -> list[ItemScore]:
     """The scorable items as scores of `win_rate/NAME`."""
@@ -53,14 +56,15 @@ def judging_summary(judgements: Sequence[Judgement], seed: int) -> dict[str, Any
     Returns:
         JSON values; `agreement` is the share of judged items whose two orders name the same winner, `first_share` the
         share of verdicts with a winner that name the reply shown first (0.5: position means nothing), `length_slope`
-        the log-odds that a far longer reply gains.
+        the log-odds that a far longer reply gains, `warnings` what makes the win rate worth little.
     """
     scored = [each for each in judgements if each.score is not None]
     judged = [each for each in judgements if each.is_judged]
     scores = np.array([each.score for each in scored], dtype=float)
     controlled = length_controlled_win_rate(scores, _length_differences(scored), seed, n_resamples=1)
     agree = np.array([len(set(each.winners)) == 1 for each in judged], dtype=float)
-    items = np.arange(len(judged))
+    agreement = cluster_bootstrap(agree, np.ones(len(judged)), np.arange(len(judged)), seed)
+    first_share = _first_share(judged, seed)
     return {
         "n_items": len(judgements),
         "n_scored": len(scored),
@@ -69,8 +73,8 @@ def judging_summary(judgements: Sequence[Judgement], seed: int) -> dict[str, Any
         "n_won": int((scores > 0.5).sum()),
         "n_tied": int((scores == 0.5).sum()),
         "n_lost": int((scores < 0.5).sum()),
-        "agreement": cluster_bootstrap(agree, np.ones(len(judged)), items, seed)._asdict(),
-        "first_share": _first_share(judged, seed)._asdict(),
+        "agreement": agreement._asdict(),
+        "first_share": first_share._asdict(),
         "length_slope": controlled.slope,
         "mean_characters": {
             "ours": float(np.mean([len(each.ours) for each in scored])) if scored else None,
@@ -79,18 +83,43 @@ def judging_summary(judgements: Sequence[Judgement], seed: int) -> dict[str, Any
         "unscorable": [
             {"item": each.item, "reason": each.reason} for each in judgements if each.score is None
         ],
+        "warnings": _warnings(agreement, first_share),
     }
 
 
 def _first_share(judged: Sequence[Judgement], seed: int) -> Estimate:
-    named = np.array(
-        [(each.winners[0] == "ours") + (each.winners[1] == "theirs") for each in judged], dtype=float
-    )
-    decided = np.array([sum(winner != "tie" for winner in each.winners) for each in judged], dtype=float)
-    if not decided.sum():
-        return Estimate(None, None, None, 0)
-    estimate = cluster_bootstrap(named, decided, np.arange(len(judged)), seed)
-    return estimate._replace(n=int(decided.sum()))
+    """Mean over items of how many of an item's verdicts that name a winner name the reply shown first."""
+    shares: list[float] = []
+    for each in judged:
+        named = [
+            winner == first
+            for winner, first in zip(each.winners, ("ours", "theirs"), strict=True)
+            if winner != "tie"
+        ]
+        if named:
+            shares.append(sum(named) / len(named))
+    values = np.array(shares, dtype=float)
+    return cluster_bootstrap(values, np.ones(len(values)), np.arange(len(values)), seed)
+
+
+def _warnings(agreement: Estimate, first_share: Estimate) -> list[str]:
+    found: list[str] = []
+    if agreement.value is not None and agreement.value < MIN_AGREEMENT:
+        found.append(
+            f"the judge names the same winner in both orders for {agreement.value:.0%} of {agreement.n} items only: its "
+            f"win rate says little; take a stronger judge."
+        )
+    if (
+        first_share.low is not None
+        and first_share.high is not None
+        and not first_share.low <= 0.5 <= first_share.high
+    ):
+        place = "first" if first_share.low > 0.5 else "second"
+        found.append(
+            f"the judge leans to the reply shown {place} (it names the first in {first_share.value:.0%} of its "
+            f"verdicts); both orders are averaged, so the win rate leans to neither, but towards a draw."
+        )
+    return found
 
 
 def _length_differences(judgements: Sequence[Judgement]) -> Float[np.ndarray, " items"]:

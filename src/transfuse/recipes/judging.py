@@ -141,10 +141,12 @@ def judge(
         )
     write_jsonl(folder / JUDGEMENTS, [asdict(each) for each in judgements])
     summary = {
-        "judge": generator.identity,
+        "judge": generator.identity if generator.identity.startswith("openai:") else settings.reference,
         "instructions": settings.set_name,
         "against": "the replies of the file" if theirs is None else "the second system",
         **judging_summary(judgements, seed),
         "asked": asdict(asker.counts),
     }
+    for warning in summary["warnings"]:
+        display.say(f"Note: {warning}")
     return Judged(win_scores(judgements, settings), win_estimates(judgements, settings, seed), summary)

@@ -40,8 +40,8 @@ def cluster_bootstrap(
 
     Source:
         Efron and Tibshirani 1993, chapter 13 (percentile interval); Davison and Hinkley 1997, 3.8 (clusters).
-        Differs: where every cluster has the same share 0 or 1, the bootstrap would claim certainty; the
-        exact binomial (Clopper-Pearson) bound over clusters takes the place of the degenerate side.
+        Differs: where every cluster has the same share, the bootstrap would claim certainty; the share of other
+        clusters that so many could have missed (the Clopper-Pearson bound) is granted to either extreme.
     """
     if len(numerators) == 0:
         return Estimate(None, None, None, 0)
@@ -52,9 +52,10 @@ def cluster_bootstrap(
     cluster_denominators = np.bincount(index, weights=denominators)
     value = float(cluster_numerators.sum() / cluster_denominators.sum())
     low, high = _percentiles(cluster_numerators, cluster_denominators, seed, n_resamples)
-    if np.all(denominators == 1) and value in (0.0, 1.0):
+    are_scores = np.all(denominators == 1) and np.all((numerators >= 0) & (numerators <= 1))
+    if are_scores and np.ptp(cluster_numerators / cluster_denominators) < 1e-12:
         slack = 1 - 0.025 ** (1 / len(cluster_numerators))
-        low, high = (0.0, slack) if value == 0 else (1 - slack, 1.0)
+        low, high = value - slack * value, value + slack * (1 - value)
     return Estimate(value, low, high, len(numerators))
 
 

@@ -53,12 +53,12 @@ def length_controlled_win_rate(
     Source:
         Dubois et al. 2024, arXiv:2404.04475, section 3.
         Differs: no term for an instruction's difficulty, which takes many systems to estimate; a fixed small ridge
-        instead of a cross-validated one; where one side is always preferred, the raw rate and its exact binomial bound.
+        instead of a cross-validated one; where all preferences are alike, the raw rate and its exact bound.
     """
     n_items = len(preferences)
     if n_items == 0:
         return LengthControlled(Estimate(None, None, None, 0), None)
-    if len(np.unique(preferences)) == 1 and preferences[0] in (0.0, 1.0):
+    if np.ptp(preferences) == 0:
         raw = cluster_bootstrap(preferences, np.ones(n_items), np.arange(n_items), seed, n_resamples=1)
         return LengthControlled(raw, 0.0)
     whole = length_coefficients(preferences, length_differences, np.ones((1, n_items)))[0]
