@@ -106,8 +106,8 @@ def _warnings(agreement: Estimate, first_share: Estimate) -> list[str]:
     found: list[str] = []
     if agreement.value is not None and agreement.value < MIN_AGREEMENT:
         found.append(
-            f"the judge names the same winner in both orders for {agreement.value:.0%} of {agreement.n} items only: its "
-            f"win rate says little; take a stronger judge."
+            f"the judge names the same winner in both orders for {agreement.value:.0%} of {agreement.n} items only: "
+            f"its win rate says little; take a stronger judge."
         )
     if (
         first_share.low is not None
