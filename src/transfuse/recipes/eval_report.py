@@ -97,7 +97,10 @@ def report_json(
         "rag": retrieval,
         "stages": [asdict(stage) for stage in stages],
         "dropped": [],
-        "warnings": _warnings(inputs, found),
+        "warnings": [
+            *_warnings(inputs, found),
+            *(judged.summary.get("warnings", []) if judged is not None else []),
+        ],
     }
 
 

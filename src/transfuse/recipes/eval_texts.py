@@ -94,7 +94,11 @@ def _readings(
             members.append(system.load_member(number))
         found = text_distributions(members[0], texts[start:end], OBSERVED_ONLY)
         on_pieces(end, len(texts))
-        return [{"ends": each.ends.tolist(), "log_probs": each.observed_log_probs.tolist()} for each in found]
+        # What the last state predicts is not in the text.
+        return [
+            {"ends": each.ends.tolist(), "log_probs": [*each.observed_log_probs[:-1].tolist(), 0.0]}
+            for each in found
+        ]
 
     rows = resumed(folder / f"member-{number}.jsonl", len(texts), read, TEXTS_A_PORTION)
     return [SourceStates(np.array(row["ends"]), np.array(row["log_probs"], dtype=np.float32)) for row in rows]

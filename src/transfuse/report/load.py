@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from transfuse.errors import RunFolderError
 from transfuse.report.compare_parts import Compare
+from transfuse.report.eval_parts import Eval, SystemCosts
 from transfuse.report.fuse_parts import Fuse
 from transfuse.report.parts import CurvePoint, MetricValue, ReportPart
 from transfuse.report.transfer_parts import Arm, Comparison, Transfer
@@ -221,6 +222,10 @@ class Report(ReportPart):
     """None but for fuse runs."""
     compare: Compare | None = None
     """None but for comparisons."""
+    eval: Eval | None = None
+    """None but for evaluations."""
+    costs: dict[str, SystemCosts] = Field(default_factory=dict)
+    """Of evaluations: what each row took."""
     arms: list[Arm] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
     facts: list[FactResult] = Field(default_factory=list)

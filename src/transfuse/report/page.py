@@ -10,9 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from transfuse.errors import RunFolderError
-from transfuse.report import compare_wording, wording
+from transfuse.report import compare_wording, eval_wording, wording
 from transfuse.report.arm_plots import REFERENCE, curves_chart, forest_chart, sweep_chart
 from transfuse.report.compare_plots import cost_chart, trade_off_chart
+from transfuse.report.eval_tables import latency_text
 from transfuse.report.fuse_plots import chosen_chart, coverage_chart, texts_chart
 from transfuse.report.fuse_verdict import CONTROL, fuse_verdict, fused_method
 from transfuse.report.fuse_wording import fusion_settings
@@ -35,7 +36,12 @@ from transfuse.report.verdict import (
 
 PAGE_FILE = "report.html"
 _HERE = Path(__file__).parent
-_VERDICTS = {"transfer": transfer_verdict, "fuse": fuse_verdict, "compare": compare_wording.compare_verdict}
+_VERDICTS = {
+    "transfer": transfer_verdict,
+    "fuse": fuse_verdict,
+    "compare": compare_wording.compare_verdict,
+    "eval": eval_wording.eval_verdict,
+}
 """Of kinds other than inject."""
 _ANSWER_LABELS = {
     "base": "Before",
@@ -87,7 +93,7 @@ def page_html(report: Report) -> str:
             has_questions=report.kind != "fuse"
             or any(wording.n_items_text(r.metrics) != wording.NOTHING for r in report.rows),
             # The charts are made here, with every text in them escaped by matplotlib.
-            metrics_chart=Markup(metrics_chart(report, _charted(report)) if report.compare is None else ""),  # noqa: S704
+            metrics_chart=Markup(_metrics_chart(report)),  # noqa: S704
             training_chart=Markup(training_chart(curve)),  # noqa: S704
             tuning_chart=Markup(tuning_chart(report.rag.tuning if report.rag else [])),  # noqa: S704
             coverage_chart=Markup(_coverage_chart(report)),  # noqa: S704
@@ -116,6 +122,8 @@ def _environment() -> Environment:
     environment.globals.update(
         wording=wording,
         compare=compare_wording,
+        evaluation=eval_wording,
+        latency_text=latency_text,
         is_right=is_right,
         score_text=score_text,
         setting_text=setting_text,
@@ -166,6 +174,12 @@ def _coverage_chart(report: Report) -> str:
     by_answer = [fact.n_by_answer or 0 for fact in trained]
     by_similarity = [fact.n_by_similarity for fact in trained if fact.n_by_similarity is not None]
     return questions_per_fact_plot(by_answer, by_similarity if len(by_similarity) == len(trained) else None)
+
+
+def _metrics_chart(report: Report) -> str:
+    """Every metric of every row; empty where a kind has charts of its own."""
+    has_own = report.compare is not None or report.eval is not None
+    return "" if has_own else metrics_chart(report, _charted(report))
 
 
 def _charted(report: Report) -> list[str]:

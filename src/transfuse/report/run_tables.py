@@ -4,6 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from transfuse.report.compare_tables import compare_tables
+from transfuse.report.eval_tables import eval_tables
 from transfuse.report.fuse_tables import coverage_table, texts_tables
 from transfuse.report.load import Report
 from transfuse.report.table import captioned_table, result_table
@@ -26,6 +27,8 @@ def report_tables(report: Report) -> list[Table]:
     """
     if report.compare is not None:
         return compare_tables(report)
+    if report.eval is not None:
+        return eval_tables(report)
     names = metric_names(report)
     tables: list[Table] = []
     if report.kind == "fuse":

@@ -19,6 +19,12 @@ METRIC_LABELS = {
     "accuracy": "Accuracy",
     "rouge_l": "ROUGE-L",
     "bits_per_byte": "Bits per byte",
+    "accuracy_norm": "Accuracy, by characters",
+    "accuracy_bytes": "Accuracy, by bytes",
+    "wrong_answers": "Wrong answers",
+    "win_rate": "Win rate",
+    "win_rate_length_controlled": "Win rate, same length",
+    "fact_coverage": "Facts carried",
 }
 
 METRIC_MEANINGS = {
@@ -100,7 +106,26 @@ FUSE_METRIC_MEANINGS = {
     "rouge_l": TRANSFER_METRIC_MEANINGS["rouge_l"],
 }
 
-_METRIC_MEANINGS = {"transfer": TRANSFER_METRIC_MEANINGS, "fuse": FUSE_METRIC_MEANINGS}
+EVAL_METRIC_MEANINGS = {
+    **METRIC_MEANINGS,
+    "bits_per_byte": "cost of encoding the texts, or the gold answers after their questions; lower is better, and "
+    "models with different tokenizers can be compared",
+    "accuracy": "share of items solved: the right option found likeliest, or the right final number given",
+    "accuracy_norm": "the same, each option's log-likelihood divided by its characters",
+    "accuracy_bytes": "the same, each option's log-likelihood divided by its bytes",
+    "exact_match": "share of answers that are the gold answer, as the set or benchmark compares them",
+    "rouge_l": TRANSFER_METRIC_MEANINGS["rouge_l"],
+    "wrong_answers": "share of questions without an answer that were answered instead of declined; lower is better",
+    "win_rate": "share of instructions on which the judge preferred the model's reply, ties counted half",
+    "win_rate_length_controlled": "the same, as if both replies had been of one length",
+    "fact_coverage": "share of the facts that the questions of a file carry; says nothing of the model",
+}
+
+_METRIC_MEANINGS = {
+    "transfer": TRANSFER_METRIC_MEANINGS,
+    "fuse": FUSE_METRIC_MEANINGS,
+    "eval": EVAL_METRIC_MEANINGS,
+}
 
 AVERAGE_BITS = "bits_per_byte/average"
 """Mean over the texts; it stands after them."""
@@ -141,7 +166,7 @@ FATE_MEANINGS = {
 MOST_MORE_PLACES = 4
 """Digits more than usual that a difference may take."""
 
-_SHARE_METRICS = frozenset({"exact_match", "f1", "contains", "gold_recall", "judge", "accuracy", "rouge_l"})
+_SHARE_METRICS = frozenset(METRIC_LABELS) - {"bits_per_byte"}
 
 
 def is_share(metric: str) -> bool:
