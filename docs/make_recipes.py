@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from transfuse.recipes.compare_schema import CompareRecipe
 from transfuse.recipes.eval_schema import EvalRecipe
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.schema import InjectRecipe, settings_class
@@ -24,7 +25,13 @@ the file, those given on the command line to the working folder. This page is ma
 def recipe_page() -> str:
     """The page, from the classes' fields, defaults and docstrings."""
     lines = [HEAD.rstrip()]
-    kinds = {"inject": InjectRecipe, "transfer": TransferRecipe, "fuse": FuseRecipe, "eval": EvalRecipe}
+    kinds = {
+        "inject": InjectRecipe,
+        "transfer": TransferRecipe,
+        "fuse": FuseRecipe,
+        "eval": EvalRecipe,
+        "compare": CompareRecipe,
+    }
     for name, kind in kinds.items():
         lines += ["", f"## {name}", "", "| key | default | meaning |", "|---|---|---|", *_rows(kind, "")]
     return "\n".join(lines) + "\n"

@@ -26,14 +26,11 @@ def run_recipe(
         RecipeError: `stop_after` is something else, or given for another route.
     """
     from transfuse.errors import RecipeError
-    from transfuse.recipes.compare import run_compare
-    from transfuse.recipes.evaluation import run_eval
-    from transfuse.recipes.fuse import check_stop, run_fuse
-    from transfuse.recipes.inject import run_inject
     from transfuse.recipes.team import Team
-    from transfuse.recipes.transfer import run_transfer
 
     if recipe.kind == "fuse":
+        from transfuse.recipes.fuse import check_stop
+
         check_stop(stop_after)
     elif stop_after not in (None, "facts", "questions", "training"):
         raise RecipeError(f"--stop-after: expected 'facts', 'questions' or 'training', got {stop_after!r}.")
@@ -42,15 +39,26 @@ def run_recipe(
             f"--stop-after {stop_after} is for recipes of kind inject, not {recipe.kind}; leave it out."
         )
     command = shlex.join(["transfuse", *sys.argv[1:]])
+    # Each route is imported where it is run: none needs what the others load.
     if recipe.kind == "inject":
+        from transfuse.recipes.inject import run_inject
+
         run_inject(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)  # type: ignore[arg-type]
     elif recipe.kind == "compare":
+        from transfuse.recipes.compare import run_compare
+
         run_compare(recipe, out, overwrite=overwrite, command=command, is_strict=is_strict)
     elif recipe.kind == "eval":
+        from transfuse.recipes.evaluation import run_eval
+
         run_eval(recipe, out, overwrite=overwrite, command=command)
     elif recipe.kind == "fuse":
+        from transfuse.recipes.fuse import run_fuse
+
         run_fuse(recipe, out, overwrite=overwrite, command=command, stop_after=stop_after)
     else:
+        from transfuse.recipes.transfer import run_transfer
+
         run_transfer(recipe, out, overwrite=overwrite, command=command)
     team = Team()
     if team.is_main and stop_after is None:

@@ -17,16 +17,10 @@ from transfuse.evaluate.scores import SCORES_FILE, load_scores
 from transfuse.io.files import write_json
 from transfuse.io.hardware import manifest
 from transfuse.io.run_folder import open_run
+from transfuse.recipes.compare_checks import check_common, problems, shares_vocabulary
 from transfuse.recipes.compare_figures import RowScores
 from transfuse.recipes.compare_jobs import Job, JobRunner, Outcome, folder_bytes
-from transfuse.recipes.compare_plan import (
-    Entry,
-    check_common,
-    compare_plan,
-    entries,
-    problems,
-    shares_vocabulary,
-)
+from transfuse.recipes.compare_plan import Entry, entries, planned_jobs
 from transfuse.recipes.compare_questions import (
     ASKED,
     DEVELOPMENT,
@@ -104,7 +98,7 @@ def run_compare(
     _tell(unfit, recipe, display, is_strict=is_strict)
     with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
-        runner = JobRunner(run.path / "jobs", display, _n_jobs(recipe))
+        runner = JobRunner(run.path / "jobs", display, _n_jobs(recipe, unfit))
         files = _written_knowledge(recipe, runner, Materials.given(recipe))
         files, development = split_for_development(recipe, run, files)
         shared = _Comparison(recipe, display, runner, files, write_questions(recipe, run, files), development)
@@ -123,7 +117,7 @@ def _tell(unfit: Mapping[str, str], recipe: CompareRecipe, display: Display, *, 
         return
     listed = "".join(f"\n  {name}: {reason}" for name, reason in unfit.items())
     if is_strict:
-        raise RecipeError(f"{len(unfit)} rows cannot run here:{listed}")
+        raise RecipeError(f"{len(unfit)} of {len(recipe.rows)} rows cannot run here:{listed}")
     if len(unfit) == len(recipe.rows):
         raise RecipeError(f"no row can run here:{listed}")
     display.say(
@@ -131,10 +125,9 @@ def _tell(unfit: Mapping[str, str], recipe: CompareRecipe, display: Display, *, 
     )
 
 
-def _n_jobs(recipe: CompareRecipe) -> int:
-    plan = compare_plan(recipe)
+def _n_jobs(recipe: CompareRecipe, unfit: Mapping[str, str]) -> int:
     needs_writing = recipe.knowledge.documents is not None and recipe.knowledge.qa is None
-    return plan.n_trainings + plan.n_measurings + needs_writing
+    return sum(planned_jobs(recipe, unfit)) + needs_writing
 
 
 def _written_knowledge(recipe: CompareRecipe, runner: JobRunner, files: Materials) -> Materials:
@@ -253,7 +246,7 @@ def _measure(shared: _Comparison, entry: Entry, result: Path | None) -> Measured
     report = json.loads((outcome.folder / "report.json").read_text(encoding="utf-8"))
     return Measured(
         load_scores(outcome.folder / SCORES_FILE),
-        report.get("costs") or {},
+        (report.get("costs") or {}).get("model") or {},
         outcome.seconds,
         outcome.peak_memory_bytes,
         outcome.folder,
@@ -279,7 +272,7 @@ def _asked(shared: _Comparison, entry: Entry) -> dict[str, Any]:
     tree["questions"] = {
         name: _question_set(shared, path) for name, path in shared.questions.files.items() if wanted.get(name)
     }
-    told = asked.model_dump(mode="json", include={"benchmarks", "samples", "unanswerable"})
+    told = asked.model_dump(mode="json", include={"benchmarks", "samples", "unanswerable", "judge"})
     return tree | {name: value for name, value in told.items() if value}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transfuse.evaluate.scores import ItemScore, by_metric, estimates
+from transfuse.evaluate.scores import ItemScore, by_metric, estimates, is_better_lower
 from transfuse.tensors.intervals import (
     RatioGroup,
     averaged_ratio,
@@ -19,10 +19,6 @@ from transfuse.types import Estimate
 AVERAGE_BITS = "bits_per_byte/average"
 """Mean over the texts to be learned, each counting alike."""
 ALPHA = 0.05
-LOWER_IS_BETTER = frozenset(
-    {"bits_per_byte", "wrong_answers", "perplexity", "word_perplexity", "byte_perplexity"}
-)
-"""By a metric's name up to the slash."""
 
 
 @dataclass(frozen=True)
@@ -178,11 +174,6 @@ def best_row(found: Mapping[str, Mapping[str, Estimate]], metric: str) -> str | 
         return None
     choose = min if is_better_lower(metric) else max
     return choose(known, key=lambda name: known[name])
-
-
-def is_better_lower(metric: str) -> bool:
-    """Whether less of a metric is better."""
-    return metric.partition("/")[0].partition(",")[0] in LOWER_IS_BETTER
 
 
 def _numbered(scores: Sequence[ItemScore]) -> Iterator[ItemScore]:

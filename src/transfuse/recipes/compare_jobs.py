@@ -188,16 +188,17 @@ class _Child:
         Raises:
             KeyboardInterrupt: passed on to the process, which is waited for.
         """
-        kept = self._started
+        kept, peak_bytes = self._started, 0
         try:
             while True:
+                peak_bytes = max(peak_bytes, _peak_bytes(self._process.pid))
                 pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
                 now = time.monotonic()
                 if pid:
                     code = os.waitstatus_to_exitcode(status)
                     self._process.returncode = code
                     unit = 1 if sys.platform == "darwin" else 1024
-                    return code, usage.ru_maxrss * unit, now - self._started
+                    return code, peak_bytes or usage.ru_maxrss * unit, now - self._started
                 note(now - self._started)
                 if now - kept >= NOTE_EVERY_S:
                     kept = now
@@ -217,6 +218,20 @@ class _Child:
             with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 self._process.wait(timeout=patience)
                 return
+
+
+def _peak_bytes(pid: int) -> int:
+    """The most memory that a running process has held so far; 0 where the system does not say.
+
+    What `wait4` says of an ended one is no less than its parent held when it was started.
+    """
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0
 
 
 def _bind_to_parent() -> Callable[[], None] | None:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from transfuse import __version__
-from transfuse.evaluate.scores import ItemScore
+from transfuse.evaluate.scores import ItemScore, is_better_lower
 from transfuse.io.hardware import hardware_text
 from transfuse.io.run_folder import StageRecord
 from transfuse.recipes.compare_figures import (
@@ -17,7 +17,6 @@ from transfuse.recipes.compare_figures import (
     against_reference,
     all_pairs,
     best_row,
-    is_better_lower,
 )
 from transfuse.recipes.compare_plan import Entry
 from transfuse.recipes.compare_questions import ASKED, Questions

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from transfuse.baselines.rag_settings import RagSettings
+from transfuse.evaluate.judging_settings import JudgeSettings
 from transfuse.generate.settings import GeneratorSettings
 from transfuse.io.precision import Precision
 from transfuse.recipes.eval_schema import BenchmarkSettings, Name, SampleSettings, UnanswerableSettings
@@ -127,6 +128,8 @@ class CompareEvaluate(StrictModel):
     """Texts of each file, the first; none means all."""
     unanswerable: UnanswerableSettings | None = None
     """Questions that nothing answers, as in recipes of kind `eval`."""
+    judge: JudgeSettings | None = None
+    """A judge model that compares each row's replies to instructions with those in their file."""
     direct: bool = True
     """Ask one training question of each trained fact, word for word."""
     reworded: bool = True

@@ -15,11 +15,11 @@ class RowCosts(ReportPart):
     training_tokens: float | None = None
     training_s: float | None = None
     """Of the whole training job: reading a teacher or sources, training, saving."""
-    training_memory_bytes: int | None = None
+    training_memory_bytes: float | None = None
     disk_bytes: float | None = None
     """Of the training job's folder."""
     measuring_s: float | None = None
-    measuring_memory_bytes: int | None = None
+    measuring_memory_bytes: float | None = None
     size_added_bytes: float | None = None
     """What has to be there at inference beside the student: adapter, index, further models."""
     latency_s: float | None = None

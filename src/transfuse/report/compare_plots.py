@@ -124,8 +124,8 @@ def _changes(report: Report, main: str, general: str) -> list[Point]:
             or not is_drawable(loss.difference)
         ):
             continue
-        up = _turned(_scaled(main, gain.difference), -1 if gain.is_better_lower else 1)
-        across = _turned(_scaled(general, loss.difference), 1 if loss.is_better_lower else -1)
+        up = _turned(_scaled(main, gain.difference), -1.0 if gain.is_better_lower else 1.0)
+        across = _turned(_scaled(general, loss.difference), 1.0 if loss.is_better_lower else -1.0)
         points.append(Point(row.name, across, up))
     return points
 
