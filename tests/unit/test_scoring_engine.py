@@ -164,6 +164,9 @@ def test_requests_that_cannot_be_scored_are_refused(make_tokenizer):
     asked: Any = [Instance("loglikelihood", {}, ("The", ""), 0)]
     with pytest.raises(DataError, match="1 tokens of context and 0 to score; expected at least one of each"):
         ours.loglikelihood(asked, disable_tqdm=True)
+    asked = [Instance("generate_until", {}, ("", {"max_gen_toks": 2}), 0)]
+    with pytest.raises(DataError, match="a prompt has no tokens, so that nothing can be continued"):
+        ours.generate_until(asked)
     asked = [Instance("generate_until", {}, ("The", {"max_gen_toks": 8}), 0)]
     with pytest.raises(
         DataError, match="8 new tokens leave no room for a prompt in the model's context of 8"

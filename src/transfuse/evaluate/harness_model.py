@@ -233,7 +233,12 @@ def _harness_class() -> Any:
                         f"max_gen_toks: {n_new} new tokens leave no room for a prompt in the model's context of "
                         f"{self.max_length}; set generation_kwargs.max_gen_toks lower."
                     )
-                asked.append(GreedyRequest(self.prompt_ids(text)[-room:], tuple(stop), n_new))
+                prompt = self.prompt_ids(text)[-room:]
+                if not prompt:
+                    raise DataError(
+                        "a prompt has no tokens, so that nothing can be continued; check the task's doc_to_text."
+                    )
+                asked.append(GreedyRequest(prompt, tuple(stop), n_new))
                 settings.append(own)
             answers = self._generated(asked, settings)
             for request, answer in zip(requests, answers, strict=True):

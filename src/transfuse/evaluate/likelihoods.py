@@ -102,7 +102,7 @@ def _plan(tried: TriedModel, rows: Sequence[_Row]) -> list[tuple[Stem, list[Tree
     stems = plan_stems(inputs, [len(row.input_ids) - row.n_scored for row in rows], families)
     if any(stem.n_shared for stem in stems) and not tried.keeps_stems(inputs[0], longest):
         stems = [Stem(0, sorted(range(len(rows)), key=lambda n: inputs[n]))]
-    return [(stem, plan_trees(inputs, stem, may_branch=branching.issuperset(stem.rows))) for stem in stems]
+    return [(stem, plan_trees(inputs, stem, may_branch=branching)) for stem in stems]
 
 
 def _distinct_rows(requests: Sequence[Continuation]) -> list[_Row]:

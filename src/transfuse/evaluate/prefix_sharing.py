@@ -6,7 +6,7 @@ part late, such as one question with its four endings: they are laid behind each
 token sees only what stands before it in its own row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -106,7 +106,11 @@ def _best_stems(
 
 
 def plan_trees(
-    rows: Sequence[Sequence[int]], stem: Stem, max_tokens: int = MAX_TREE_TOKENS, *, may_branch: bool = True
+    rows: Sequence[Sequence[int]],
+    stem: Stem,
+    max_tokens: int = MAX_TREE_TOKENS,
+    *,
+    may_branch: Container[int] | None = None,
 ) -> list[Tree]:
     """The rows of a stem as trees, longest first.
 
@@ -114,7 +118,7 @@ def plan_trees(
         rows: tokens of all rows.
         stem: whose rows to take, in lexicographic order.
         max_tokens: of a tree; a longer row is one by itself.
-        may_branch: false makes every row a tree by itself.
+        may_branch: rows that may share a tree with others; None for all.
 
     Returns:
         Trees that hold every row of the stem once.
@@ -125,7 +129,8 @@ def plan_trees(
         own = len(rows[row]) - stem.n_shared
         shared = common_length(rows[before], rows[row]) - stem.n_shared if before >= 0 else 0
         is_akin = shared >= MIN_TREE_SHARE * min(own, len(rows[before]) - stem.n_shared)
-        if may_branch and shared > 0 and is_akin and n_tokens + own - shared <= max_tokens:
+        is_free = may_branch is None or (row in may_branch and before in may_branch)
+        if is_free and is_akin and shared > 0 and n_tokens + own - shared <= max_tokens:
             bundles[-1].append(row)
             n_tokens += own - shared
         else:
