@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
+    "docs/tutorials/inject.md",
     "docs/how-to/own-documents.md",
     "docs/how-to/transfer-13b-to-7b.md",
     "docs/how-to/fuse-three-7b.md",
@@ -94,6 +95,7 @@ def regenerated(page: str, folder: Path) -> str:
     """
     parts: list[str] = []
     place, printed, began = 0, "", time.perf_counter()
+    load = os.getloadavg()[0]
     for block in marked_blocks(page):
         if block.command is not None:
             printed = _printed(block.command, folder)
@@ -102,7 +104,7 @@ def regenerated(page: str, folder: Path) -> str:
             place = block.end
     page = "".join(parts) + page[place:]
     seconds = round(time.perf_counter() - began)
-    return _STAMP.sub(lambda _: _stamp(page, seconds), page)
+    return _STAMP.sub(lambda _: _stamp(page, seconds, load), page)
 
 
 def _printed(command: str, folder: Path) -> str:
@@ -124,20 +126,23 @@ def _printed(command: str, folder: Path) -> str:
     if done.returncode != 0:
         print(done.stdout)
         raise SystemExit(f"exit status {done.returncode}: {command}")
+    if "```" in done.stdout:
+        raise SystemExit(f"the output holds a code fence, which would end its block: {command}")
     lines = [line.rstrip() for line in done.stdout.replace(f"{folder}/", "").splitlines()]
     return "\n".join(lines).strip("\n") + "\n"
 
 
-def _stamp(page: str, seconds: int) -> str:
+def _stamp(page: str, seconds: int, load: float) -> str:
     import torch
 
     from transfuse import __version__
 
     minutes, rest = divmod(seconds, 60)
+    shared = f", beside other work (load {load:.0f})" if load >= 1 else ""
     return (
         f"<!-- regenerated {commands_digest(page)} -->\n"
         f"*What the commands printed is as they printed it: transfuse {__version__}, torch {torch.__version__}, "
-        f"{_machine()}, {datetime.datetime.now(tz=datetime.UTC):%-d %B %Y}; all of them together took "
+        f"{_machine()}{shared}, {datetime.datetime.now(tz=datetime.UTC):%-d %B %Y}; all of them together took "
         f"{minutes} min {rest:02d} s. `python docs/regenerate.py` runs them again.*\n"
         "<!-- end -->"
     )
@@ -149,7 +154,9 @@ def _machine() -> str:
     if info.is_file():
         found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
         processor = found[1] if found else processor
-    return f"{len(os.sched_getaffinity(0))} cores ({processor}), no GPU"
+    n_threads = os.environ.get("OMP_NUM_THREADS")
+    threads = f", OMP_NUM_THREADS={n_threads}" if n_threads else ""
+    return f"{len(os.sched_getaffinity(0))} cores ({processor}){threads}, no GPU"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
