@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from transfuse.report.eval_wording import comparison_of, figure_groups, figure_label
+from transfuse.report.eval_wording import comparison_of, figure_groups, figure_label, n_items
 from transfuse.report.load import Report
 from transfuse.report.table import captioned_table
 from transfuse.report.wording import (
@@ -56,8 +56,7 @@ def _figures(report: Report) -> Table:
                 cells.append(cell.append(f"\n{interval}", style="dim") if interval else cell)
             if report.comparisons:
                 cells.append(_difference(report, metric))
-            n = next((each.n for each in found if each is not None and each.n is not None), None)
-            table.add_row(Text(f"  {figure_label(metric)}"), *cells, NOTHING if n is None else f"{n:,}")
+            table.add_row(Text(f"  {figure_label(metric)}"), *cells, n_items(report, metric))
     return table
 
 

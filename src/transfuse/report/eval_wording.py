@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from transfuse.report.eval_parts import AskedItem
 from transfuse.report.load import Report
 from transfuse.report.transfer_parts import Comparison
-from transfuse.report.wording import METRIC_LABELS, metric_label, metric_meaning, metric_names
+from transfuse.report.wording import METRIC_LABELS, NOTHING, metric_label, metric_meaning, metric_names
 
 GROUP_LABELS = {
     "questions": "knowledge questions",
@@ -59,6 +59,13 @@ def figure_label(metric: str) -> str:
     return f"{label}, {detail}" if detail else label
 
 
+def n_items(report: Report, metric: str) -> str:
+    """How many items a metric was measured on, of the first row that has it."""
+    counts = [row.metrics[metric].n for row in report.rows if metric in row.metrics]
+    n = next((each for each in counts if each is not None), None)
+    return NOTHING if n is None else f"{n:,}"
+
+
 def comparison_of(report: Report, metric: str) -> Comparison | None:
     """The first system against the second by a metric; None where there is no second."""
     return next((each for each in report.comparisons if each.metric == metric), None)
@@ -99,11 +106,12 @@ def eval_verdict(report: Report) -> str:
     told: dict[str, list[str]] = {"better": [], "worse": [], "no difference shown": []}
     for comparison in report.comparisons:
         told[comparison.verdict].append(metric_label(comparison.metric))
-    sentences = [
-        f"Pair by pair, {first.method} is {outcome} than {first.against} by {_listed(told[outcome])}."
-        for outcome in ("better", "worse")
-        if told[outcome]
-    ]
+    sentences: list[str] = []
+    for outcome in ("better", "worse"):
+        if told[outcome]:
+            lead = "It is" if sentences else f"Pair by pair, {first.method} is"
+            than = "" if sentences else f" than {first.against}"
+            sentences.append(f"{lead} {outcome}{than} by {_listed(told[outcome])}.")
     if told["no difference shown"]:
         lead = "No difference is shown by" if sentences else "Pair by pair no difference is shown by"
         sentences.append(f"{lead} {_listed(told['no difference shown'])}.")
