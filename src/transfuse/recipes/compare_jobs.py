@@ -137,9 +137,8 @@ class JobRunner:
             child = _Child([*self.arguments, *filled], log)
 
             def note(seconds: float) -> None:
-                advance(
-                    0, 0, f"{time_text(before['seconds'] + seconds)}, {last_line(folder / LOG_FILE, start)}"
-                )
+                so_far, said = time_text(before["seconds"] + seconds), last_line(folder / LOG_FILE, start)
+                advance(0, 0, f"{so_far}, {said}" if said else so_far)
 
             def keep(seconds: float) -> None:
                 write_json(folder / JOB_FILE, before | {"seconds": round(before["seconds"] + seconds, 2)})
