@@ -31,9 +31,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "docs/tutorials/inject.md",
+    "docs/tutorials/transfer.md",
     "docs/how-to/own-documents.md",
     "docs/how-to/transfer-13b-to-7b.md",
     "docs/how-to/fuse-three-7b.md",
+    "docs/how-to/push-to-the-hub.md",
 )
 """Pages with output, in the order in which they are run."""
 
