@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from faulty_endpoint import FaultyEndpoint
+from transfuse.io.bundled import is_fetched
 
 PATIENCE_S = 120
 
@@ -270,6 +271,12 @@ def test_passages_and_the_right_section_stand_before_questions(
     asked = report["eval"]["sets"][0]["items"]
     assert all(item["contexts"]["model"] for item in asked)
     assert report["rag"]["k"] == 3
+    words += ["--set", f"retrieval.tuning={sets.qa}", "--set", "retrieval.candidates=[1, 2]"]
+    done = transfuse(*line(tmp_path / "tuned", *words, "--set", "retrieval.n_tuning_questions=3"))
+    assert done.code == 0, done.err
+    tuned = read_report(tmp_path / "tuned")["rag"]
+    assert tuned["k"] in (1, 2)
+    assert [each["k"] for each in tuned["tuning"]] == [1, 2]
     done = transfuse(*line(tmp_path / "oracle", "--section-context", sets.document, "--facts", sets.facts))
     assert done.code == 0, done.err
     asked = read_report(tmp_path / "oracle")["eval"]["sets"][0]["items"]
@@ -428,6 +435,29 @@ def test_a_recipe_file_runs_and_is_planned(
     done = transfuse("run", recipe, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     assert "Facts carried" in done.out
+
+
+@pytest.mark.bundled
+@pytest.mark.skipif(
+    not is_fetched("smollm2-135m"), reason="not fetched; run `transfuse models get smollm2-135m`"
+)
+def test_the_bundled_model_knows_a_capital(
+    tmp_path: Path, transfuse: Callable[..., Any], read_report: Callable[..., Any]
+) -> None:
+    qa = write(
+        tmp_path / "qa.jsonl",
+        [
+            {"question": "What is the capital of France?", "answer": "Paris"},
+            {"question": "What is the capital of the invented land of Qwerzenia?", "answer": "Zuiop"},
+        ],
+    )
+    words = ["--model", "smollm2-135m", "--qa", f"capitals={qa}", "--out", tmp_path / "run"]
+    done = transfuse("eval", *words, "--set", "questions.capitals.max_new_tokens=12", "--set", "latency_n=1")
+    assert done.code == 0, done.err
+    report = read_report(tmp_path / "run")
+    marks = [item["scores"]["model"]["contains"] for item in report["eval"]["sets"][0]["items"]]
+    assert marks == [1, 0]
+    assert report["costs"]["model"]["peak_memory_bytes"] > 100 * 2**20
 
 
 def test_the_list_names_benchmarks(transfuse: Callable[..., Any]) -> None:
