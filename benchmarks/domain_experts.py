@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batch-rows", type=int, default=16)
-    parser.add_argument("--tokens-per-pass", type=int, default=4096)
+    parser.add_argument("--tokens-per-pass", type=int)
     parser.add_argument("--expert-rate", type=float, default=5e-5)
     parser.add_argument("--expert-epochs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=3e-5)

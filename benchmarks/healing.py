@@ -120,7 +120,7 @@ def main() -> None:
         learning_rate=options.learning_rate,
         n_epochs=options.epochs,
         batch_rows=options.batch_rows,
-        max_tokens_per_pass=4096 if on_cpu else options.batch_rows * options.window,
+        max_tokens_per_pass=None if on_cpu else options.batch_rows * options.window,
         packing="off",
         weight_decay=0.1,
     )

@@ -135,7 +135,7 @@ def train_one(role: str, rate: float, options: argparse.Namespace) -> dict[str, 
         n_epochs=options.epochs,
         batch_rows=options.batch_rows,
         weight_decay=0.1,
-        max_tokens_per_pass=max(4096, options.batch_rows * options.window if device.type == "cuda" else 0),
+        max_tokens_per_pass=max(4096, options.batch_rows * options.window) if device.type == "cuda" else None,
         packing="off",
     )
     torch.manual_seed(options.seed)

@@ -97,7 +97,7 @@ def main() -> None:
             )
         return summary.n_tokens, summary.seconds
 
-    limit = settings.max_tokens_per_pass
+    limit = settings.pass_tokens("cpu")
     variants: dict[str, Callable[[], tuple[int, float]]] = {
         "loop": loop,
         "bare": lambda: bare(False, lambda batch: packed_passes(batch, limit)),

@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--n-seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--max-tokens-per-pass", type=int, default=4096)
+    parser.add_argument("--max-tokens-per-pass", type=int)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--reduce", default="submatrix")
     parser.add_argument(

@@ -13,6 +13,7 @@ from rich.table import Table
 from transfuse.errors import RecipeError
 from transfuse.io.configs import load_config
 from transfuse.io.memory import available_bytes
+from transfuse.io.precision import resolve_device
 from transfuse.io.references import resolve_model
 from transfuse.io.task_files import load_tasks
 from transfuse.recipes.progress import size_text, span_text
@@ -151,7 +152,7 @@ def plan_recipe(recipe: TransferRecipe, rates: Rates | None = None) -> Table:
         n_learning_rates=len(recipe.rates),
         n_seeds=recipe.n_seeds,
         tokens_per_pass=recipe.sensitivity.max_tokens_per_pass,
-        train_tokens_per_pass=recipe.train.max_tokens_per_pass,
+        train_tokens_per_pass=recipe.train.pass_tokens(resolve_device().type),
         roles=recipe.extract.roles,
         engine="memory" if engine == "auto" and is_whole else engine,
         free_bytes=free,

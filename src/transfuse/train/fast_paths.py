@@ -32,7 +32,7 @@ def choose_head(
     """
     longest = max(row_lengths(rows))
     step_rows = settings.batch_rows * settings.gradient_accumulation
-    n_targets = max(longest, min(settings.max_tokens_per_pass, step_rows * longest))
+    n_targets = max(longest, min(settings.pass_tokens(device.type), step_rows * longest))
     n_vocab = _n_logits(objective.model)
     if settings.head == "whole" or (settings.head == "auto" and 4 * n_vocab * n_targets <= CHUNK_BYTES):
         return []

@@ -271,7 +271,8 @@ class _Run:
 
     def _passes(self, members: list[TrainingRow]) -> list[tuple[TrainingPass, float]]:
         """This process's share of a step, with the weight of each pass."""
-        accelerator, limit = self._accelerator, self._settings.max_tokens_per_pass
+        accelerator = self._accelerator
+        limit = self._settings.pass_tokens(accelerator.device.type)
         own = members[accelerator.process_index :: accelerator.num_processes]
         # Every process must take part in the gradient exchange, so one without rows repeats one at weight 0.
         weight = 1.0 if own else 0.0

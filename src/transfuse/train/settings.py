@@ -9,6 +9,8 @@ from transfuse.types import StrictModel
 DEFAULT_LEARNING_RATE: dict[str, float] = {"lora": 1e-3, "full": 1e-4}
 """Peak learning rate where the recipe names none."""
 
+PASS_TOKENS, CPU_PASS_TOKENS = 4096, 1024
+"""Tokens of a forward pass where the recipe names no number."""
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -43,8 +45,9 @@ class TrainSettings(StrictModel):
     """Records a step, over all processes together."""
     gradient_accumulation: PositiveInt = 1
     """Batches added up before each step."""
-    max_tokens_per_pass: PositiveInt = 4096
-    """A batch of more tokens (padding counted) runs in several forward passes, with the same result."""
+    max_tokens_per_pass: PositiveInt | None = None
+    """A batch of more tokens (padding counted) runs in several forward passes, with the same result. None means
+    4,096 on an accelerator, and 1,024 on a CPU, where attention over more packed tokens costs more than it saves."""
     packing: Literal["auto", "on", "off"] = "auto"
     """Records of a batch laid end to end without padding, their common beginning computed once. `auto` tries
     it on the model and falls back to padded batches of like length where the results differ."""
@@ -68,6 +71,10 @@ class TrainSettings(StrictModel):
     """Recompute activations in the backward pass: less memory, about a third slower."""
     report_to: list[str] = []
     """Trackers as transformers names them: tensorboard, wandb, mlflow, ..."""
+
+    def pass_tokens(self, device_type: str) -> int:
+        """Tokens of a forward pass, as given or the default of a device such as `cuda`."""
+        return self.max_tokens_per_pass or (CPU_PASS_TOKENS if device_type == "cpu" else PASS_TOKENS)
 
     @property
     def peak_learning_rate(self) -> float:
