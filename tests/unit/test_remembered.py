@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfuse.generate.remembered import RememberedReplies
 from transfuse.generate.protocol import OnReply, Reply, Request
+from transfuse.generate.remembered import RememberedReplies
 from transfuse.generate.reply_cache import ReplyCache
 
 

@@ -24,7 +24,8 @@ _NOT = r"(?:not|never|n't|cannot|can not)"
 _FORMS = (
     # the one who answers
     r"\b(?:i|we)(?:\s+(?:really|simply|just|honestly|currently|also|still))*\s+"
-    r"(?:do|did|could|can|would|have|am|are|was)\s*(?:not|n't)(?:\s+(?:actually|currently|really|yet|been able to|able to))*\s+"
+    r"(?:do|did|could|can|would|have|am|are|was)\s*(?:not|n't)"
+    r"(?:\s+(?:actually|currently|really|yet|been able to|able to))*\s+"
     r"(?:know|have|sure|certain|aware|familiar|able|find|answer|tell|say|determine|confirm|provide|recall|remember|see|"
     r"locate|identify|possess|access|give|help|assist)\b",
     r"\b(?:i|we)\s+(?:cannot|can\s*not|ca\s*n't|are unable to|am unable to|was unable to|have no)\b",
