@@ -165,7 +165,7 @@ def test_killed_twice_and_resumed_it_comes_to_the_same_table(
     line = ("compare", compared.recipe, "--out", out)
     for is_there in (
         lambda: steps_of(out) >= 5,
-        lambda: any((path / "run" / ".lock").exists() for path in out.glob("jobs/inject-measured-*")),
+        lambda: any((path / "run" / ".lock").exists() for path in out.glob("jobs/inject-seed-17-measured-*")),
     ):
         process = start(*line)
         wait_for(is_there, process)

@@ -111,6 +111,11 @@ def test_no_difference_is_not_told_as_one(content: dict[str, Any]):
     assert "No change of general ability is shown." in text
 
 
+def test_rows_that_are_all_alike_have_no_best(content: dict[str, Any]):
+    content["rows"][1]["metrics"]["f1/reworded"] = value(0.2)
+    assert compare_verdict(report_of(content)).startswith("All rows have the same F1 (reworded): 20.0 %.")
+
+
 def test_one_score_of_each_set_stands_in_the_table_knowledge_first(content: dict[str, Any]):
     shown = shown_metrics(report_of(content))
     assert shown == ["f1/reworded", "bits_per_byte/generic", "wrong_answers/unanswerable"]

@@ -162,7 +162,7 @@ def _row(shared: _Comparison, entry: Entry, problem: str) -> RowResult:
     try:
         rate = _best_rate(shared, entry, tried) if entry.is_tuned else None
         trainings += _trainings(shared, entry, rate)
-        measured = [_measure(shared, entry, each.result if each else None) for each in (trainings or [None])]
+        measured = [_measure(shared, entry, each) for each in (trainings or [None])]
     except (RowFailedError, DataError, RecipeError) as err:
         return RowResult(entry, reason=str(err), tried=tried, trainings=trainings)
     scores = RowScores([each.scores for each in measured], list(shared.recipe.knowledge.texts))
@@ -237,12 +237,13 @@ def _told(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return (report.get("training") or {}) | {"warnings": report.get("warnings") or []}
 
 
-def _measure(shared: _Comparison, entry: Entry, result: Path | None) -> Measured:
+def _measure(shared: _Comparison, entry: Entry, trained: Trained | None) -> Measured:
     """What a row's system scores on everything that is asked."""
     tree = _asked(shared, entry) | system_tree(
-        shared.recipe, entry.row, result, shared.questions.files.get(TUNING)
+        shared.recipe, entry.row, trained.result if trained else None, shared.questions.files.get(TUNING)
     )
-    outcome = _evaluated(shared, f"{entry.row_name}, measured", tree)
+    seed = f", seed {trained.seed}" if trained is not None and trained.seed is not None else ""
+    outcome = _evaluated(shared, f"{entry.row_name}{seed}, measured", tree)
     report = json.loads((outcome.folder / "report.json").read_text(encoding="utf-8"))
     return Measured(
         load_scores(outcome.folder / SCORES_FILE),

@@ -159,6 +159,10 @@ def compare_verdict(report: Report) -> str:
     if part.reference is not None and part.reference != best and part.reference in values:
         sentences[0] += f", where {part.reference} has {value_text(metric, values[part.reference])}"
     others = [name for name in values if name != best]
+    if others and all(each.value == values[best].value for each in values.values()):
+        sentences[0] = (
+            f"All rows have the same {_lower(metric_label(metric))}: {value_text(metric, values[best])}"
+        )
     pairs = {name: pair_of(report, best, name) for name in others}
     unclear = [name for name, pair in pairs.items() if pair is None or not pair[0].holds]
     if others and not unclear:
