@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "docs/tutorials/inject.md",
     "docs/tutorials/transfer.md",
+    "docs/tutorials/fuse.md",
+    "docs/tutorials/index-and-rag.md",
     "docs/how-to/own-documents.md",
     "docs/how-to/transfer-13b-to-7b.md",
     "docs/how-to/fuse-three-7b.md",
