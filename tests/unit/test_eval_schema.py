@@ -30,7 +30,7 @@ retrieval: {documents: docs, embedder: null, mode: lexical}
 benchmarks: {gsm8k: {data: tasks/gsm8k}}
 questions: {reworded: {qa: qa.jsonl, facts: /facts.jsonl}}
 unanswerable: {file: none.jsonl}
-samples: {gsm8k: {file: test.jsonl}}
+samples: {sums: {file: test.jsonl}}
 texts: {wiki: wiki.jsonl, generic: null}
 coverage: {facts: facts.jsonl, qa: qa.jsonl}
 against: {model: other, adapter: theirs}

@@ -146,7 +146,7 @@ def test_a_row_reads_the_question_alone_and_has_a_target_at_each_token_of_the_an
         assert row.token_ids[-1] == prompts.end_id
         assert row.soft is not None
         assert row.soft.token_ids.shape == row.soft.log_probs.shape == (len(answer_ids), 5)
-        assert row.soft[2:] == (2.0, 0.25, "forward-kl", None)
+        assert row.soft[2:] == (2.0, 0.25, "forward-kl", None, 0.5)
 
 
 def test_more_kept_tokens_than_there_are_keeps_them_all(model, prompts):
