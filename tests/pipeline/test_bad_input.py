@@ -342,8 +342,14 @@ def recipe_with(path: Path, isles: Any, chat_folder: Path, **changes: object) ->
     [
         ({"seed": ...}, "seed: is missing: a run without a seed cannot be repeated; add one, such as"),
         ({"sacle": 5}, "sacle: unknown key"),
-        ({"kind": "fusion"}, "kind: expected one of ['compare', 'eval', 'fuse', 'inject', 'transfer'], got 'fusion'"),
-        ({"kind": ["inject"]}, "kind: expected one of ['compare', 'eval', 'fuse', 'inject', 'transfer'], got ['inject']"),
+        (
+            {"kind": "fusion"},
+            "kind: expected one of ['compare', 'eval', 'fuse', 'inject', 'transfer'], got 'fusion'",
+        ),
+        (
+            {"kind": ["inject"]},
+            "kind: expected one of ['compare', 'eval', 'fuse', 'inject', 'transfer'], got ['inject']",
+        ),
         ({"model": ...}, "model: is missing"),
     ],
 )
