@@ -3,15 +3,14 @@
 import hashlib
 import json
 import sqlite3
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 from transfuse.errors import DataError
 from transfuse.io.bundled import cache_folder
-from transfuse.io.files import write_errors
+from transfuse.io.sqlite_tables import make_folder, open_table
 
 ENGINE_VERSION = 1
 """Raised whenever the engine may answer the same request in another way; it is part of every key."""
@@ -19,10 +18,9 @@ ENGINE_VERSION = 1
 TABLE_VERSION = 1
 """Of the file; another is refused."""
 
-WAIT_S = 60.0
-"""How long to wait for another process that is writing."""
-
 _LOOKED_UP_AT_ONCE = 500
+
+_TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
 
 _JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
@@ -69,15 +67,9 @@ class RequestStore:
             RunFolderError: its folder cannot be made.
         """
         self.path = path
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         with self._explained():
-            self._database = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
-            try:
-                self._prepare()
-            except BaseException:
-                self._database.close()
-                raise
+            self._database = open_table(path, _TABLE, TABLE_VERSION, self._refusal)
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
         """The answers kept under `request_key`s; keys without one are left out."""
@@ -121,33 +113,11 @@ class RequestStore:
         with self._explained():
             return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
-    def _prepare(self) -> None:
-        # The change to WAL does not wait for others by itself.
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            try:
-                self._database.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as err:
-                if "locked" not in str(err) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-        # A killed process loses nothing under WAL; only a power cut could take the last answers.
-        self._database.execute("PRAGMA synchronous = NORMAL")
-        self._database.execute("BEGIN IMMEDIATE")
-        with closing(self._database.execute("PRAGMA user_version")) as versions:
-            version = int(versions.fetchone()[0])
-        n_tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version != TABLE_VERSION and (version or n_tables):
-            raise DataError(
-                f"{self.path}: expected answers of an evaluation, version {TABLE_VERSION}, found another SQLite "
-                f"database (version {version}); name another file, or move this one away."
-            )
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
+    def _refusal(self, version: int) -> DataError:
+        return DataError(
+            f"{self.path}: expected answers of an evaluation, version {TABLE_VERSION}, found another SQLite "
+            f"database (version {version}); name another file, or move this one away."
         )
-        self._database.execute(f"PRAGMA user_version = {TABLE_VERSION}")
-        self._database.execute("COMMIT")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

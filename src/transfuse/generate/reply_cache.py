@@ -3,22 +3,18 @@
 import hashlib
 import json
 import sqlite3
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
 from transfuse.errors import GenerationError
 from transfuse.generate.protocol import Reply, Request, request_parts
 from transfuse.io.bundled import cache_folder
-from transfuse.io.files import write_errors
+from transfuse.io.sqlite_tables import make_folder, open_table
 
 VERSION = 1
 """Of the table; another version is refused."""
-
-WAIT_S = 60.0
-"""How long to wait for another process that is writing."""
 
 _JSON = json.JSONEncoder(sort_keys=True)
 
@@ -53,15 +49,9 @@ class ReplyCache:
             RunFolderError: its folder cannot be made.
         """
         self.path = path
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         with self._explained():
-            self._database = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
-            try:
-                self._prepare()
-            except BaseException:
-                self._database.close()
-                raise
+            self._database = open_table(path, _TABLE, VERSION, self._refusal)
 
     def get(self, key: str) -> Reply | None:
         """The reply kept under `reply_key`, or None."""
@@ -95,31 +85,11 @@ class ReplyCache:
         with self._explained():
             return int(self._database.execute("SELECT count(*) FROM replies").fetchone()[0])
 
-    def _prepare(self) -> None:
-        # The change to WAL does not wait for others by itself.
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            try:
-                self._database.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as err:
-                if "locked" not in str(err) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-        # A killed process loses nothing under WAL; only a power cut could take the last replies.
-        self._database.execute("PRAGMA synchronous = NORMAL")
-        self._database.execute("BEGIN IMMEDIATE")
-        with closing(self._database.execute("PRAGMA user_version")) as versions:
-            version = int(versions.fetchone()[0])
-        n_tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version != VERSION and (version or n_tables):
-            raise GenerationError(
-                f"{self.path}: expected a reply cache of version {VERSION}, found another SQLite database "
-                f"(version {version}); name another file, or move this one away."
-            )
-        self._database.execute(_TABLE)
-        self._database.execute(f"PRAGMA user_version = {VERSION}")
-        self._database.execute("COMMIT")
+    def _refusal(self, version: int) -> GenerationError:
+        return GenerationError(
+            f"{self.path}: expected a reply cache of version {VERSION}, found another SQLite database "
+            f"(version {version}); name another file, or move this one away."
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
