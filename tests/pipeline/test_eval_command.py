@@ -380,6 +380,29 @@ def test_a_judge_says_who_is_better(
     assert report["eval"]["judge"]["n_items"] == 2
 
 
+def test_a_judge_that_was_to_be_asked_too_often_goes_on_with_a_higher_limit(
+    tmp_path: Path, sets: Sets, chat_folder: Path, other_folder: Path, transfuse: Callable[..., Any]
+) -> None:
+    asked: list[Any] = []
+
+    def judged(body: Any) -> str:
+        asked.append(body)
+        return '{"winner": "first"}'
+
+    with FaultyEndpoint(judged) as endpoint:
+        words = [
+            *["eval", "--model", chat_folder, "--against", other_folder, "--out", tmp_path / "run"],
+            *["--judge", f"openai:tiny@{endpoint.url}", "--instructions", sets.instructions],
+            *["--set", "judge.max_new_tokens=5", "--set", "precision=float32", "--set", "latency_n=0"],
+        ]
+        stopped = transfuse(*words, "--set", "judge.max_requests=1")
+        assert stopped.code == 1
+        assert "max_requests" in stopped.err
+        done = transfuse(*words, "--set", "judge.max_requests=100")
+        assert done.code == 0, done.err
+    assert len(asked) == len({str(body) for body in asked})
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,14 +1,14 @@
 """What stands before each knowledge question: passages that a search finds, or the section that holds the answer."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from transfuse.baselines.rag import retrieval_recall, retrieved_contexts, tune_k, tuning_questions
-from transfuse.evaluate.questions import answer_estimates, ask_questions
+from transfuse.baselines.rag import retrieval_recall, retrieved_contexts, tuning_questions
+from transfuse.evaluate.questions import ask_questions
 from transfuse.generate.protocol import Generator
 from transfuse.io.documents import read_documents
 from transfuse.recipes.eval_questions import load_questions
@@ -16,10 +16,10 @@ from transfuse.recipes.eval_schema import EvalRecipe, RetrievalSettings
 from transfuse.recipes.eval_system import System
 from transfuse.recipes.inject_knowledge import section_contexts
 from transfuse.recipes.inject_model import without_note
-from transfuse.recipes.inject_retrieval import find_passages
+from transfuse.recipes.inject_retrieval import choose_passages, find_passages
 from transfuse.recipes.progress import Display
 from transfuse.text.sections import split_sections
-from transfuse.types import Estimate, Fact, QAPair, Section
+from transfuse.types import AnswerRecord, Fact, QAPair, Section
 
 N_TIMED_SEARCHES = 8
 
@@ -103,39 +103,23 @@ def _retrieved(
     top_n = settings.n_passages or max(settings.candidates)
     documents, _ = read_documents(settings.documents)
     found = find_passages(system, settings, folder, display, documents, [*tuning, *pairs], top_n)
-    recalls: dict[int, Estimate] = {}
 
     def fits(question: str, context: str) -> bool:
         return system.fits(question, context, max_new_tokens)
 
-    def f1_of(k: int) -> Estimate:
-        contexts, _ = retrieved_contexts(tuning, found.hits, k, fits)
-        recalls[k] = retrieval_recall(tuning, contexts, recipe.seed)
+    def asked(k: int, contexts: Mapping[str, str | None]) -> list[AnswerRecord]:
         with display.bar(f"training questions, {k} passages") as advance:
-            records = ask_questions(
+            return ask_questions(
                 tuning,
                 generator,
                 contexts=contexts,
                 max_new_tokens=max_new_tokens,
                 on_replies=without_note(advance),
             )
-        return answer_estimates(records, recipe.seed)["f1"]
 
-    k, f1_by_k = (
-        (settings.n_passages, {}) if settings.n_passages is not None else tune_k(settings.candidates, f1_of)
-    )
+    k, chosen = choose_passages(settings, settings.n_passages, found, tuning, asked, fits, recipe.seed)
     contexts, shortened = retrieved_contexts(pairs, found.hits, k, fits)
-    more = {
-        "embedder": settings.embedder,
-        "mode": settings.mode,
-        "rerank": settings.rerank_by,
-        "n_passages": found.n_passages,
-        "passage_tokens": settings.passages.max_tokens,
-        "k": k,
-        "n_tuning_questions": len(tuning),
-        "tuning": [
-            {"k": each, "f1": f1._asdict(), "recall": recalls[each]._asdict()} for each, f1 in f1_by_k.items()
-        ],
+    more = chosen | {
         "recall": retrieval_recall(pairs, contexts, recipe.seed)._asdict(),
         "n_shortened": len(shortened),
         "index_bytes": _folder_bytes(folder / "index"),

@@ -64,14 +64,7 @@ def ask_set(
     given = contexts_of(
         recipe, system, generator, pairs, facts, folder, display, max_new_tokens=settings.max_new_tokens
     )
-    with display.bar(f"{name}, {system.row}") as advance:
-        records = ask_questions(
-            given.asked,
-            generator,
-            contexts=given.by_question,
-            max_new_tokens=settings.max_new_tokens,
-            on_replies=without_note(advance),
-        )
+    records = _answered(system, generator, name, given.asked, given, settings.max_new_tokens, display)
     scores = [
         ItemScore(f"{metric}/{name}", record.item, record.source, value, 1.0)
         for record in records
@@ -116,14 +109,7 @@ def ask_unanswerable(
     )
     # Whatever the file gives as an answer is compared with nothing, so its faults are none.
     asked = [replace(pair, answer=NO_ANSWER, aliases=()) for pair in given.asked]
-    with display.bar(f"{UNANSWERABLE}, {system.row}") as advance:
-        replies = ask_questions(
-            asked,
-            generator,
-            contexts=given.by_question,
-            max_new_tokens=settings.max_new_tokens,
-            on_replies=without_note(advance),
-        )
+    replies = _answered(system, generator, UNANSWERABLE, asked, given, settings.max_new_tokens, display)
     records = [
         replace(
             each,
@@ -138,6 +124,25 @@ def ask_unanswerable(
         if r.scores
     ]
     return Outcome(scores, shown(records, given), _notes(records, given), more=given.more)
+
+
+def _answered(
+    system: System,
+    generator: Generator,
+    name: str,
+    pairs: Sequence[QAPair],
+    given: Contexts,
+    max_new_tokens: int,
+    display: Display,
+) -> list[AnswerRecord]:
+    with display.bar(f"{name}, {system.row}") as advance:
+        return ask_questions(
+            pairs,
+            generator,
+            contexts=given.by_question,
+            max_new_tokens=max_new_tokens,
+            on_replies=without_note(advance),
+        )
 
 
 def ask_samples(

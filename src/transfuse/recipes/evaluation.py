@@ -10,6 +10,7 @@ from transfuse.errors import MissingExtraError
 from transfuse.evaluate.scores import SCORES_FILE, ItemScore, save_scores
 from transfuse.generate.protocol import Reply
 from transfuse.generate.reply_cache import ReplyCache
+from transfuse.generate.settings import WITHOUT_EFFECT
 from transfuse.inject.coverage import coverage
 from transfuse.io.bundled import cache_folder
 from transfuse.io.files import write_json
@@ -68,7 +69,8 @@ def run_eval(recipe: EvalRecipe, out: Path, *, overwrite: bool, command: str) ->
     display, started = Display(), _now()
     systems = open_systems(recipe)
     inputs = read_inputs(recipe)
-    with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite) as run:
+    free = [f"judge.{name}" for name in WITHOUT_EFFECT]
+    with open_run(out, recipe.model_dump(mode="json"), overwrite=overwrite, free=free) as run:
         write_json(run.path / "manifest.json", manifest(command, started, None))
         covered = _coverage(recipe, run, inputs.coverage) if inputs.coverage else None
         found = [_measure(_Evaluation(recipe, run, display, inputs, system)) for system in systems]

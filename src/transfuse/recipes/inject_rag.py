@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transfuse.baselines.rag import Fits, retrieval_recall, retrieved_contexts, tune_k, tuning_questions
+from transfuse.baselines.rag import Fits, retrieval_recall, retrieved_contexts, tuning_questions
 from transfuse.baselines.rag_settings import RagSettings
-from transfuse.evaluate.questions import answer_estimates, ask_questions
+from transfuse.evaluate.questions import ask_questions
 from transfuse.generate.local import context_tokens
 from transfuse.generate.protocol import Generator
 from transfuse.io.chat import prompt_format
@@ -25,10 +25,16 @@ from transfuse.recipes.inject_model import (
     result_name,
     without_note,
 )
-from transfuse.recipes.inject_retrieval import Found, find_passages, model_stamps, searched_documents
+from transfuse.recipes.inject_retrieval import (
+    Found,
+    choose_passages,
+    find_passages,
+    model_stamps,
+    searched_documents,
+)
 from transfuse.recipes.progress import Display
 from transfuse.recipes.schema import InjectRecipe, resolved
-from transfuse.types import AnswerRecord, Document, Dropped, Estimate, QAPair
+from transfuse.types import AnswerRecord, Document, Dropped, QAPair
 
 RAG_VERSION, TRAINED_RAG_VERSION = 1, 1
 
@@ -128,37 +134,23 @@ def _answer(
     """Choose how many passages to give, ask the eval questions with so many, and write everything down."""
     loaded = load_student(recipe)
     generator, fits = generator_of(loaded), _fits(loaded, recipe.evaluate.max_new_tokens)
-    recalls: dict[int, Estimate] = {}
 
-    def f1_of(k: int) -> Estimate:
-        contexts, _ = retrieved_contexts(tuning, found.hits, k, fits)
-        recalls[k] = retrieval_recall(tuning, contexts, recipe.seed)
+    def asked(k: int, contexts: Mapping[str, str | None]) -> list[AnswerRecord]:
         title = f"training questions, k = {k}"
-        records = _kept(
+        return _kept(
             folder / f"tuning_{k}.jsonl", lambda: _ask(recipe, display, title, tuning, generator, contexts)
         )
-        return answer_estimates(records, recipe.seed)["f1"]
 
-    k, f1_by_k = (settings.k, {}) if settings.k else tune_k(settings.candidates, f1_of)
-    chosen = f", chosen on {len(tuning)} training questions" if f1_by_k else ""
-    display.say(f"Passages before each question: {k} of {found.n_passages}{chosen}.")
+    k, chosen = choose_passages(settings, settings.k, found, tuning, asked, fits, recipe.seed)
+    how = f", chosen on {len(tuning)} training questions" if chosen["tuning"] else ""
+    display.say(f"Passages before each question: {k} of {found.n_passages}{how}.")
     selection = knowledge.selection
     evaluated = [*selection.evaluate, *selection.evaluate_kept_out]
     contexts, dropped = retrieved_contexts(evaluated, found.hits, k, fits)
     write_jsonl(folder / CONTEXTS, [{"item": item, "context": text} for item, text in contexts.items()])
     records = _ask(recipe, display, f"questions, {k} passages", evaluated, generator, contexts)
     _save_answers(folder, records, len(selection.evaluate))
-    summary = {
-        "embedder": settings.embedder,
-        "mode": settings.mode,
-        "rerank": settings.rerank_by,
-        "n_passages": found.n_passages,
-        "passage_tokens": settings.passages.max_tokens,
-        "k": k,
-        "n_tuning_questions": len(tuning),
-        "tuning": [
-            {"k": each, "f1": f1._asdict(), "recall": recalls[each]._asdict()} for each, f1 in f1_by_k.items()
-        ],
+    summary = chosen | {
         "recall": retrieval_recall(selection.evaluate, contexts, recipe.seed)._asdict(),
         "recall_kept_out": retrieval_recall(selection.evaluate_kept_out, contexts, recipe.seed)._asdict(),
         "n_shortened": len(dropped),

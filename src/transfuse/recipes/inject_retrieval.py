@@ -2,13 +2,15 @@
 
 import importlib.util
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transfuse.baselines.rag import Fits, retrieval_recall, retrieved_contexts, tune_k
 from transfuse.baselines.rag_settings import RagSettings
 from transfuse.errors import MissingExtraError
+from transfuse.evaluate.questions import answer_estimates
 from transfuse.io.jsonl import read_jsonl, write_jsonl
 from transfuse.io.quiet import quiet
 from transfuse.knowledge.embeddings import BUNDLED_EMBEDDER
@@ -20,7 +22,7 @@ from transfuse.recipes.inject_knowledge import AskedModel, token_counter
 from transfuse.recipes.inject_model import without_note
 from transfuse.recipes.progress import Display
 from transfuse.text.sections import split_sections
-from transfuse.types import Document, Dropped, QAPair, Section
+from transfuse.types import AnswerRecord, Document, Dropped, Estimate, QAPair, Section
 
 _WORDS_PACKAGES = ("bm25s", "Stemmer")
 _MEANING_PACKAGES = ("usearch", "sentence_transformers")
@@ -141,6 +143,51 @@ def find_passages(
     first, *rows = [line.value for line in read_jsonl(path)]
     hits_by_item = {row["item"]: [_hit(hit) for hit in row["hits"]] for row in rows}
     return Found(hits_by_item, first["n_passages"], [Dropped(**each) for each in first["dropped"]])
+
+
+def choose_passages(
+    settings: RagSettings,
+    given: int | None,
+    found: Found,
+    tuning: Sequence[QAPair],
+    ask: Callable[[int, Mapping[str, str | None]], Sequence[AnswerRecord]],
+    fits: Fits,
+    seed: int,
+) -> tuple[int, dict[str, Any]]:
+    """How many passages stand before each question: the number given, or the best on training questions.
+
+    Args:
+        settings: of the baseline.
+        given: the number; None chooses among `settings.candidates` by F1.
+        found: passages of every question, those of `tuning` among them.
+        tuning: training questions.
+        ask: answers them with so many passages, by question.
+        fits: whether a question and its context have room in the model.
+        seed: of the intervals.
+
+    Returns:
+        The number, and what a report tells of the search and of the choice.
+    """
+    recalls: dict[int, Estimate] = {}
+
+    def f1_of(k: int) -> Estimate:
+        contexts, _ = retrieved_contexts(tuning, found.hits, k, fits)
+        recalls[k] = retrieval_recall(tuning, contexts, seed)
+        return answer_estimates(ask(k, contexts), seed)["f1"]
+
+    k, f1_by_k = (given, {}) if given is not None else tune_k(settings.candidates, f1_of)
+    return k, {
+        "embedder": settings.embedder,
+        "mode": settings.mode,
+        "rerank": settings.rerank_by,
+        "n_passages": found.n_passages,
+        "passage_tokens": settings.passages.max_tokens,
+        "k": k,
+        "n_tuning_questions": len(tuning),
+        "tuning": [
+            {"k": each, "f1": f1._asdict(), "recall": recalls[each]._asdict()} for each, f1 in f1_by_k.items()
+        ],
+    }
 
 
 def _hit(row: Mapping[str, Any]) -> Hit:

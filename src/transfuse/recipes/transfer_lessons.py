@@ -34,7 +34,7 @@ from transfuse.recipes.transfer_schema import Control, TransferRecipe
 from transfuse.train.batches import TrainingRow
 from transfuse.train.saved_rows import load_rows, save_rows
 from transfuse.train.soft_targets import SoftTargets
-from transfuse.train.task_rows import task_rows
+from transfuse.train.task_rows import task_row, task_rows, why_unlearnable
 from transfuse.types import Dropped, TaskItem
 
 LESSONS_VERSION = 2
@@ -83,8 +83,9 @@ def make_lessons(recipe: TransferRecipe, run: RunFolder, display: Display) -> Le
     config = load_config(recipe.student, trust_remote_code=recipe.trust_remote_code)
     limits = [recipe.train.max_length_tokens, getattr(config, "max_position_embeddings", None)]
     limit = min((each for each in limits if each is not None), default=None)
+    items = samples_of_budget(items, prompts, limit, recipe.train.n_tokens, recipe.seed)
     own, dropped = task_rows(items, prompts, limit)
-    data_key = {
+    data_key: dict[str, Any] = {
         "file": file_sha256(recipe.train_file),
         "n_train": recipe.n_train,
         "development_share": recipe.development_share,
@@ -92,6 +93,8 @@ def make_lessons(recipe: TransferRecipe, run: RunFolder, display: Display) -> Le
         "max_length_tokens": limit,
         "tokenizer": model_fingerprint(recipe.student),
     }
+    if recipe.train.n_tokens is not None:
+        data_key["n_tokens"] = recipe.train.n_tokens
     rows, keys = {"own": own}, {"own": key_digest(data_key)}
     for arm in recipe.arms:
         if arm in TAUGHT:
@@ -143,6 +146,39 @@ def split_samples(recipe: TransferRecipe) -> tuple[list[TaskItem], list[TaskItem
         [item for n, item in enumerate(items) if n not in held],
         [item for n, item in enumerate(items) if n in held],
     )
+
+
+def samples_of_budget(
+    items: Sequence[TaskItem],
+    prompts: PromptFormat,
+    max_length_tokens: int | None,
+    n_tokens: int | None,
+    seed: int,
+) -> list[TaskItem]:
+    """The samples that a training of so many tokens has time to read once, so that no teacher is asked about others.
+
+    Args:
+        items: all training samples.
+        prompts: the student's prompt format.
+        max_length_tokens: longer samples are not learned, and count for nothing.
+        n_tokens: that are trained; None means whole epochs.
+        seed: of the draw.
+
+    Returns:
+        Samples drawn by the seed until their own rows hold `n_tokens`, in their order; all of them where that is not
+        enough or no number is given.
+    """
+    if n_tokens is None:
+        return list(items)
+    drawn: set[int] = set()
+    n_left = n_tokens
+    for index in torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist():
+        if n_left <= 0:
+            break
+        drawn.add(index)
+        row = task_row(items[index], prompts)
+        n_left -= 0 if why_unlearnable(row, max_length_tokens) else len(row.token_ids)
+    return [item for index, item in enumerate(items) if index in drawn]
 
 
 def _taught(

@@ -91,7 +91,8 @@ class TransferRecipe(StrictModel):
     development_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the training samples kept from training to choose the learning rate on."""
     n_train: PositiveInt | None = None
-    """Samples of the training file, the first; none means all."""
+    """Samples of the training file, the first; none means all. With train.n_tokens, of these only as many are used as
+    hold that many tokens, drawn by `seed`: a teacher is asked about no others."""
     precision: Precision = "auto"
     trust_remote_code: bool = False
     """Whether Python code that comes with a model may run."""
