@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from transfuse.baselines.rag_settings import RagSettings
 from transfuse.evaluate.judging_settings import JudgeSettings
@@ -140,8 +140,8 @@ class CompareEvaluate(StrictModel):
     """Of each set of questions, drawn with the seed; none means all."""
     max_new_tokens: PositiveInt = 64
     """Longest answer to a question."""
-    latency_n: PositiveInt = 8
-    """Single answers timed one at a time."""
+    latency_n: NonNegativeInt = 8
+    """Single answers timed one at a time; 0 leaves it out."""
     learned: list[str] = []
     """Names of benchmarks, samples or texts that count as new knowledge, beside the questions about the documents, the
     samples of a task that is trained, and the texts that are; all others tell of general ability."""
