@@ -34,6 +34,8 @@ PAGES = (
     "docs/tutorials/transfer.md",
     "docs/tutorials/fuse.md",
     "docs/tutorials/index-and-rag.md",
+    "docs/eval.md",
+    "docs/compare.md",
     "docs/how-to/own-documents.md",
     "docs/how-to/transfer-13b-to-7b.md",
     "docs/how-to/fuse-three-7b.md",

@@ -1,9 +1,6 @@
 """The parameter route on an accelerator gives what it gives on the CPU: scores, blocks, factors, training."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 
 from injection_models import RANK, random_factors, student
+from own_process import report_of, transfuse
 from tiny_families import random_model, tiny_config
 from transfuse.tensors.sub_matrices import heaviest_block
 from transfuse.train.batches import TrainingRow
@@ -156,22 +154,6 @@ def test_bfloat16_trains_beside_float32(tmp_path: Path) -> None:
     rounded = trained(tmp_path / "bfloat16", DEVICE, torch.bfloat16)
     assert exact.curve[-1].loss < exact.curve[0].loss
     assert rounded.curve[-1].loss == pytest.approx(exact.curve[-1].loss, rel=0.1)
-
-
-def transfuse(*arguments: object, without_gpu: bool = False) -> None:
-    """The command line, in a process of its own."""
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if without_gpu else {}
-    done = subprocess.run(
-        [sys.executable, "-m", "transfuse.cli", *map(str, arguments)],
-        env=os.environ | hidden,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def report_of(run: Path) -> dict:
-    return json.loads((run / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("engine", ["memory", "stream"])

@@ -218,7 +218,7 @@ def test_a_row_that_cannot_run_here_is_told_by_plan_and_refused_where_all_have_t
     text = " ".join(done.out.split())
     assert "Cannot run here: gone:" in text
     assert "expected an adapter folder" in text
-    assert "2 trainings and 3 measurings" in text
+    assert "Trainings: 2; measurings: 3" in text
     done = transfuse("compare", recipe, "--out", tmp_path / "run", "--strict")
     assert "1 of 6 rows cannot run here" in message_of(done)
     assert not (tmp_path / "run").exists()

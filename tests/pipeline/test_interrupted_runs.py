@@ -97,7 +97,7 @@ def test_ctrl_c_says_one_line_and_the_same_command_continues(
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "Interrupted; run the same command again to continue where it stopped."
+    assert err.splitlines()[-1] == "Interrupted; run the same command again. Finished stages are kept."
 
     done = transfuse(*inject_arguments(out, *LONG, *OFTEN))
     assert done.code == 0, done.err

@@ -351,7 +351,7 @@ def main() -> None:
     except (SystemExit, KeyboardInterrupt) as end:
         if isinstance(end, SystemExit) and end.code != EXIT_INTERRUPTED:  # 130 is what typer makes of Ctrl-C
             raise
-        typer.echo("Interrupted; run the same command again to continue where it stopped.", err=True)
+        typer.echo("Interrupted; run the same command again. Finished stages are kept.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)

@@ -186,8 +186,8 @@ def plan_compare_table(recipe: CompareRecipe) -> Table:
         table.add_row(entry.name, route, *told)
     unfit = {entry.row_name: problem for entry, _, problem in plan.rows if problem}
     lines = [
-        f"{plan.n_trainings} trainings and {plan.n_measurings} measurings, each in a process of its own; equal ones "
-        "run once. Tokens are about right where no budget sets them.",
+        f"Trainings: {plan.n_trainings}; measurings: {plan.n_measurings}; each in a process of its own, equal ones "
+        "once. Tokens are about right where no budget sets them.",
         *(f"Cannot run here: {name}: {problem}" for name, problem in unfit.items()),
     ]
     table.caption = "\n".join(lines)
