@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from transfuse.errors import ModelError, RecipeError
+from transfuse.errors import ModelError
 from transfuse.recipes import transfer_plan
 from transfuse.recipes.transfer_plan import Rates, measured_rates, plan_recipe, plan_transfer_table
 from transfuse.recipes.transfer_schema import TransferRecipe
@@ -43,7 +43,7 @@ def test_the_table_of_a_pair_of_which_only_the_configurations_are_there(pair, mo
     text = printed(
         plan_transfer_table(*pair, n_train_tokens=10**9, n_arms=2, n_learning_rates=3, n_seeds=2, rates=RATES)
     )
-    lines = {line.rpartition("  ")[0].strip(): line.rpartition("  ")[2] for line in text.splitlines()}
+    lines = lines_of(text)
     # 2 x (4 x 64 x 64 + 3 x 128 x 64 + 2 x 64) + 2 x 100 x 64 + 64
     assert lines["Teacher, parameters"] == "95,040"
     assert lines["Teacher on disk"] == "185.6 KiB"
@@ -88,11 +88,39 @@ def test_a_recipe_is_planned_by_the_length_of_its_files(pair, tmp_path) -> None:
     )
     text = printed(plan_recipe(recipe, RATES))
     assert "10 samples of about 21 tokens, rank 16" in text
-    lines = {line.rpartition("  ")[0].strip(): line.rpartition("  ")[2] for line in text.splitlines()}
+    lines = lines_of(text)
     assert lines["Trainings of the student"] == "12"  # three arms, three rates and one more seed
-    without = recipe.model_copy(update={"teacher": None})
-    with pytest.raises(RecipeError, match="expected a recipe with a teacher"):
-        plan_recipe(without, RATES)
+
+
+def lines_of(text: str) -> dict[str, str]:
+    return {line.rpartition("  ")[0].strip(): line.rpartition("  ")[2] for line in text.splitlines()}
+
+
+def test_without_an_extraction_only_what_is_done_is_planned(pair, tmp_path) -> None:
+    rows = [json.dumps({"question": "q" * 40, "answer": "a" * 40})] * 10  # about 10 + 11 tokens each
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    common = {"student": pair[1], "seed": 1, "train_file": tmp_path / "train.jsonl"}
+    plain = printed(plan_recipe(TransferRecipe(method="lora", **common), RATES))
+    assert "10 training samples of about 21 tokens" in plain
+    assert "Extraction" not in plain
+    assert "Engine" not in plain
+    assert "Memory: " in plain
+    assert lines_of(plain)["Trainings of the student"] == "1"
+
+    both = {"method": "online-distillation", "controls": ["offline-distillation"], "learning_rates": [1e-3]}
+    distilled = TransferRecipe(teacher=pair[0], **common, **both)
+    lines = lines_of(printed(plan_recipe(distilled, RATES)))
+    assert "Time of the extraction" not in lines
+    assert lines["Answers to be written"] == "10"
+    assert lines["Its distributions on disk"] == f"{10 * 11 * 64 * 8 / 2**10:.1f} KiB"
+    assert {"Time of its pass over the training samples", "Time to write them, at most"} <= lines.keys()
+    half = {"train": {"n_tokens": 105}}
+    read = TransferRecipe(teacher=pair[0], **common, **both, **half)
+    assert lines_of(printed(plan_recipe(read, RATES)))["Answers to be written"] == "5"
+    endpoint = TransferRecipe(
+        teacher="openai:strong@http://localhost:1/v1", **common, method="offline-distillation"
+    )
+    assert lines_of(printed(plan_recipe(endpoint, RATES)))["Requests for them"] == "10"
 
 
 def test_a_folder_without_a_configuration_is_refused(pair, tmp_path) -> None:

@@ -7,18 +7,17 @@ import numpy as np
 import torch
 from rich import box
 from rich.table import Table
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from transfuse.evaluate.bits_per_byte import load_texts
 from transfuse.fuse.pieces import cut_texts
-from transfuse.io.configs import load_config
 from transfuse.io.memory import available_bytes
 from transfuse.io.precision import resolve_device, resolve_precision
 from transfuse.io.token_spans import token_spans
 from transfuse.recipes.fuse_pieces import TARGET, load_tokenizers, piece_limit
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.progress import size_text, span_text
-from transfuse.recipes.transfer_plan import Rates, measured_rates
+from transfuse.recipes.transfer_plan import Rates, measured_rates, model_sizes
 from transfuse.tensors.packed_records import RecordLayout, widest_value_bits
 
 MAX_PLANNED_TEXTS = 400
@@ -200,14 +199,6 @@ def _planned(
         cache_bytes=cache_bytes,
         memory_bytes=n_parameters * (2 if precision == torch.bfloat16 else 4),
     )
-
-
-def model_sizes(reference: str, *, trust_remote_code: bool) -> tuple[int, int]:
-    """Parameters and outputs of a model, made of its configuration without memory."""
-    config = load_config(reference, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return sum(weight.numel() for weight in model.parameters()), int(config.get_text_config().vocab_size)
 
 
 def _pass_s(n_parameters: int, n_tokens: int, rates: Rates) -> float:

@@ -45,8 +45,6 @@ from transfuse.recipes.transfer_schema import Control, TransferRecipe
 from transfuse.train.trackers import check_trackers
 from transfuse.transfer.families import architecture_of
 
-FROM_BLOCKS = frozenset({"parametric", "random-block", "norm-matched-random"})
-
 
 def run_transfer(recipe: TransferRecipe, out: Path, *, overwrite: bool, command: str) -> Path:
     """Run the parameter route, or continue it where an earlier process stopped.
@@ -119,7 +117,7 @@ def check_inputs(recipe: TransferRecipe) -> Questions | None:
             model_fingerprint(reference)
     if recipe.extraction is not None:
         finished_extraction(recipe.extraction)
-    elif _wants_extraction(recipe):
+    elif recipe.extracts:
         check_pair(recipe)
     if recipe.distillation.generator is not None:
         check_generator(recipe.distillation.generator)
@@ -136,11 +134,7 @@ def check_inputs(recipe: TransferRecipe) -> Questions | None:
 def _extraction(recipe: TransferRecipe, run: RunFolder, display: Display) -> Extraction | None:
     if recipe.extraction is not None:
         return finished_extraction(recipe.extraction)
-    return extract(recipe, run, display) if _wants_extraction(recipe) else None
-
-
-def _wants_extraction(recipe: TransferRecipe) -> bool:
-    return recipe.train_file is None or bool(FROM_BLOCKS & set(recipe.arms))
+    return extract(recipe, run, display) if recipe.extracts else None
 
 
 def starts_of(extraction: Extraction | None, carried: Carried | None) -> Starts:

@@ -133,8 +133,7 @@ def split_samples(recipe: TransferRecipe) -> tuple[list[TaskItem], list[TaskItem
     """
     assert recipe.train_file is not None  # noqa: S101 - without one nothing is trained
     items = load_tasks(recipe.train_file)[: recipe.n_train]
-    needs_development = len(recipe.rates) > 1
-    n_held = max(1, round(recipe.development_share * len(items))) if needs_development else 0
+    n_held = max(1, round(recipe.held_out_share * len(items))) if recipe.held_out_share else 0
     if len(items) - n_held < 1:
         raise DataError(
             f"{recipe.train_file}: expected at least {n_held + 1} samples, of which {n_held} choose the learning rate, "

@@ -2,23 +2,26 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import torch
 from rich import box
 from rich.table import Table
+from transformers import AutoModelForCausalLM
 
-from transfuse.errors import RecipeError
+from transfuse.generate.local import MAX_BATCH_ROWS
 from transfuse.io.configs import load_config
 from transfuse.io.memory import available_bytes
-from transfuse.io.precision import resolve_device
+from transfuse.io.precision import resolve_device, resolve_precision
 from transfuse.io.references import resolve_model
 from transfuse.io.task_files import load_tasks
 from transfuse.recipes.progress import size_text, span_text
 from transfuse.recipes.transfer_figures import DISK_BYTES_PER_S, PlanFigures, Rates, transfer_plan
 from transfuse.recipes.transfer_schema import TransferRecipe
+from transfuse.transfer.settings import StudentShape
 from transfuse.transfer.sub_cloning import student_shape
 
 __all__ = ["PlanFigures", "Rates", "measured_rates", "plan_recipe", "plan_transfer_table", "transfer_plan"]
@@ -112,33 +115,33 @@ def plan_recipe(recipe: TransferRecipe, rates: Rates | None = None) -> Table:
     """The figures of a recipe, for a terminal; its samples are counted, its models' configurations are enough.
 
     Args:
-        recipe: names a teacher.
+        recipe: of any method.
         rates: of this machine; None measures them.
 
     Returns:
         A table for a rich console.
 
     Raises:
-        RecipeError: the recipe names no teacher.
         TransfuseError: a file cannot be read, or the models do not fit.
     """
-    if recipe.teacher is None:
-        raise RecipeError(
-            "transfuse plan: expected a recipe with a teacher, got none; add teacher: MODEL, or give --teacher and "
-            "--student."
-        )
-    teacher_config, student_config = (
-        load_config(name, trust_remote_code=recipe.trust_remote_code)
-        for name in (recipe.teacher, recipe.student)
+    trust = recipe.trust_remote_code
+    student_config = (
+        None if recipe.shape is not None else load_config(recipe.student, trust_remote_code=trust)
     )
-    if recipe.shape is not None:
-        student_config = student_shape(teacher_config, **recipe.shape.model_dump())
+    # Without an extraction, what is adapted are the student's own matrices.
+    teacher_config = student_config
+    if recipe.extracts or student_config is None:
+        assert recipe.teacher is not None  # noqa: S101 - the recipe checks it
+        teacher_config = load_config(recipe.teacher, trust_remote_code=trust)
+    assert teacher_config is not None  # noqa: S101 - one of the two
+    if student_config is None:
+        student_config = student_shape(teacher_config, **(recipe.shape or StudentShape()).model_dump())
     task = recipe.task or recipe.train_file
-    lengths = _lengths(task, recipe.sensitivity.n_samples) if task is not None else []
+    samples = _lengths(task, recipe.sensitivity.n_samples) if task is not None and recipe.extracts else []
     lessons = _lengths(recipe.train_file, recipe.n_train) if recipe.train_file is not None else []
-    n_samples, sample_tokens = max(1, len(lengths)), sum(lengths) // max(1, len(lengths))
+    n_samples, sample_tokens = max(1, len(samples)), _all_tokens(samples) // max(1, len(samples))
     engine = recipe.sensitivity.engine
-    is_whole = resolve_model(recipe.teacher).kind in ("gguf", "bundled")
+    is_whole = recipe.extracts and resolve_model(str(recipe.teacher)).kind in ("gguf", "bundled")
     rank, rates, free = recipe.train.lora.rank, rates or measured_rates(), available_bytes()
     figures = transfer_plan(
         teacher_config,
@@ -147,7 +150,7 @@ def plan_recipe(recipe: TransferRecipe, rates: Rates | None = None) -> Table:
         rank=rank,
         n_samples=n_samples,
         sample_tokens=sample_tokens,
-        n_train_tokens=recipe.train.read_tokens(round(sum(lessons) * (1 - recipe.development_share))),
+        n_train_tokens=recipe.train.read_tokens(round(_all_tokens(lessons) * (1 - recipe.held_out_share))),
         n_arms=len(recipe.arms),
         n_learning_rates=len(recipe.rates),
         n_seeds=recipe.n_seeds,
@@ -157,43 +160,132 @@ def plan_recipe(recipe: TransferRecipe, rates: Rates | None = None) -> Table:
         engine="memory" if engine == "auto" and is_whole else engine,
         free_bytes=free,
     )
-    title = f"{n_samples} samples of about {sample_tokens} tokens, rank {rank}"
-    return _table(figures, title, rates, free)
+    if recipe.extracts:
+        title = f"{n_samples} samples of about {sample_tokens} tokens, rank {rank}"
+    else:
+        title = (
+            f"{len(lessons)} training samples of about {_all_tokens(lessons) // max(1, len(lessons))} tokens"
+        )
+    teaching = _teaching_lines(recipe, lessons, rates) if lessons else {}
+    return _table(figures, title, rates, free, extracts=recipe.extracts, teaching=teaching)
 
 
-def _lengths(path: Path, n_items: int | None) -> list[int]:
-    """About how many tokens the first samples of a file have."""
+class _Length(NamedTuple):
+    """About how many tokens a sample has."""
+
+    prompt: int
+    answer: int
+
+
+def _all_tokens(lengths: Sequence[_Length]) -> int:
+    return sum(each.prompt + each.answer for each in lengths)
+
+
+def _teaching_lines(recipe: TransferRecipe, lessons: Sequence[_Length], rates: Rates) -> dict[str, str]:
+    """What it takes to ask a teacher for distributions or answers, once, about the samples that are read."""
+    n_tokens = _all_tokens(lessons)
+    share = 1 - recipe.held_out_share
+    if recipe.train.n_tokens is not None:
+        share = min(share, recipe.train.n_tokens / max(1, n_tokens))
+    n_samples = math.ceil(share * len(lessons))
+    lines: dict[str, str] = {}
+    is_online, is_offline = (f"{kind}-distillation" in recipe.arms for kind in ("online", "offline"))
+    has_writer = recipe.distillation.generator is not None
+    n_parameters = 0
+    if recipe.teacher is not None and (is_online or (is_offline and not has_writer)):
+        n_parameters, _ = model_sizes(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
+        weight_bytes = 2 if resolve_precision(recipe.precision, resolve_device()) == torch.bfloat16 else 4
+        lines["Teacher in memory, asked before training"] = size_text(n_parameters * weight_bytes)
+    if is_online:
+        n_learned = round(share * sum(each.answer for each in lessons))
+        seconds = 2 * n_parameters * share * n_tokens / rates.flops_per_s
+        lines["Its distributions on disk"] = size_text(n_learned * recipe.distillation.top_k * 2 * _FLOAT)
+        lines["Time of its pass over the training samples"] = f"about {span_text(seconds)}"
+    if is_offline:
+        lines["Answers to be written"] = f"{n_samples:,}"
+        if has_writer:
+            lines["Requests for them"] = f"{n_samples:,}"
+        else:
+            n_written = recipe.distillation.max_new_tokens
+            prompts = share * sum(each.prompt for each in lessons)
+            flops = 2 * n_parameters * (prompts + n_samples * n_written)
+            # Each new token of a batch reads all weights once.
+            moved = math.ceil(n_samples / MAX_BATCH_ROWS) * n_written * n_parameters * _FLOAT
+            seconds = flops / rates.flops_per_s + moved / rates.memory_bytes_per_s
+            lines["Time to write them, at most"] = f"about {span_text(seconds)}"
+    return lines
+
+
+def model_sizes(reference: str, *, trust_remote_code: bool) -> tuple[int, int]:
+    """Parameters and outputs of a model, made of its configuration without memory.
+
+    Args:
+        reference: of the model.
+        trust_remote_code: whether Python code that comes with it may run.
+
+    Returns:
+        Both numbers.
+
+    Raises:
+        ModelError: no such model.
+    """
+    config = load_config(reference, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(weight.numel() for weight in model.parameters()), int(config.get_text_config().vocab_size)
+
+
+def _lengths(path: Path, n_items: int | None) -> list[_Length]:
     return [
-        sum(len(turn.content) for turn in item.messages) // CHARACTERS_A_TOKEN
-        + len(item.answer) // CHARACTERS_A_TOKEN
-        + 1
+        _Length(
+            sum(len(turn.content) for turn in item.messages) // CHARACTERS_A_TOKEN,
+            len(item.answer) // CHARACTERS_A_TOKEN + 1,
+        )
         for item in load_tasks(path)[:n_items]
     ]
 
 
-def _table(figures: PlanFigures, title: str, rates: Rates, free: int | None) -> Table:
+def _table(
+    figures: PlanFigures,
+    title: str,
+    rates: Rates,
+    free: int | None,
+    *,
+    extracts: bool = True,
+    teaching: Mapping[str, str] = MappingProxyType({}),
+) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, caption_justify="left")
     table.add_column(title)
     table.add_column("", justify="right")
-    for name, value in _lines(figures).items():
+    lines = {**(_extraction_lines(figures) if extracts else _student_lines(figures)), **teaching}
+    for name, value in {**lines, **_training_lines(figures)}.items():
         table.add_row(name, value)
     known = f"{free / 2**30:.1f} GiB of memory are free" if free is not None else "free memory is unknown"
-    peak = figures.stream_peak_bytes if figures.engine == "stream" else figures.memory_peak_bytes
+    peak = figures.training_peak_bytes
+    if extracts:
+        peak = figures.stream_peak_bytes if figures.engine == "stream" else figures.memory_peak_bytes
     misfit = " That is not enough." if free is not None and peak > free else ""
+    told = f"Engine '{figures.engine}': {known}" if extracts else f"Memory: {known}"
     table.caption = (
-        f"Engine '{figures.engine}': {known}.{misfit} Parameters and files are exact; memory and time are "
+        f"{told}.{misfit} Parameters and files are exact; memory and time are "
         f"estimates, at {rates.flops_per_s / 1e9:,.0f} GFLOP/s and {rates.memory_bytes_per_s / 1e9:,.1f} GB/s of "
         f"memory as just measured and {rates.disk_bytes_per_s / 1e9:,.1f} GB/s of disk as assumed."
     )
     return table
 
 
-def _lines(figures: PlanFigures) -> dict[str, str]:
-    lines = {
-        "Teacher, parameters": f"{figures.teacher.total:,}",
-        "Teacher on disk": size_text(figures.teacher_bytes),
+def _student_lines(figures: PlanFigures) -> dict[str, str]:
+    return {
         "Student, parameters": f"{figures.student.total:,}",
         "Student on disk": size_text(figures.student_bytes),
+    }
+
+
+def _extraction_lines(figures: PlanFigures) -> dict[str, str]:
+    return {
+        "Teacher, parameters": f"{figures.teacher.total:,}",
+        "Teacher on disk": size_text(figures.teacher_bytes),
+        **_student_lines(figures),
         "Peak memory, whole teacher in memory": size_text(figures.memory_peak_bytes),
         "Peak memory, streamed layer by layer": size_text(figures.stream_peak_bytes),
         "Engine": figures.engine,
@@ -205,14 +297,17 @@ def _lines(figures: PlanFigures) -> dict[str, str]:
         "Operations of the extraction": f"{figures.extraction_flops:.2g} FLOP",
         "Time of the extraction": f"about {span_text(figures.extraction_s)}",
     }
-    if figures.n_runs:
-        lines |= {
-            "Trainings of the student": f"{figures.n_runs:,}",
-            "Peak memory in training": size_text(figures.training_peak_bytes),
-            "Time of one training": f"about {span_text(figures.run_s)}",
-            "Time of all trainings": f"about {span_text(figures.training_s)}",
-        }
-    return lines
+
+
+def _training_lines(figures: PlanFigures) -> dict[str, str]:
+    if not figures.n_runs:
+        return {}
+    return {
+        "Trainings of the student": f"{figures.n_runs:,}",
+        "Peak memory in training": size_text(figures.training_peak_bytes),
+        "Time of one training": f"about {span_text(figures.run_s)}",
+        "Time of all trainings": f"about {span_text(figures.training_s)}",
+    }
 
 
 def _fastest_s(work: Callable[[], object], seconds: float) -> float:

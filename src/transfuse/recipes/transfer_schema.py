@@ -41,6 +41,9 @@ PAPER_TRAIN: dict[str, Any] = {
 }
 """Training settings of the paper, where a recipe names none; alpha follows the rank, so that the scaling is 1."""
 
+FROM_BLOCKS: frozenset[Control] = frozenset({"parametric", "random-block", "norm-matched-random"})
+"""Arms that start from blocks of the teacher."""
+
 
 class TransferEvaluateSettings(StrictModel):
     """What is measured of the student before and of every arm after training."""
@@ -133,6 +136,16 @@ class TransferRecipe(StrictModel):
         """The method and its controls, each once."""
         return list(dict.fromkeys([self.method, *self.controls]))
 
+    @property
+    def extracts(self) -> bool:
+        """Whether the run cuts blocks out of the teacher itself."""
+        return self.extraction is None and (self.train_file is None or bool(FROM_BLOCKS & set(self.arms)))
+
+    @property
+    def held_out_share(self) -> float:
+        """Share of the training samples that no arm trains on: a learning rate is chosen on them."""
+        return self.development_share if len(self.rates) > 1 else 0.0
+
     @model_validator(mode="before")
     @classmethod
     def _trains_as_the_paper_does(cls, tree: Any) -> Any:
@@ -160,7 +173,7 @@ class TransferRecipe(StrictModel):
     @model_validator(mode="after")
     def _has_what_it_takes(self) -> "TransferRecipe":
         arms = set(self.arms) if self.train_file is not None else {"parametric"}
-        from_blocks = arms & {"parametric", "random-block", "norm-matched-random"}
+        from_blocks = arms & FROM_BLOCKS
         asks_teacher = arms & {"online-distillation", "offline-distillation", "delta-transport"}
         if self.distillation.generator is not None:
             asks_teacher -= {"offline-distillation"}
