@@ -21,7 +21,7 @@ COMMAND = get_command(app)
 
 _SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"<<'?(\w+)'?(?P<rest>[^\n]*)\n.*?^\1$", re.MULTILINE | re.DOTALL)
-_KEY = re.compile(r"`([a-z_]+(?:\.[a-z_0-9]+)*)`")
+_KEY = re.compile(r"`([a-z_]+(?:\.(?:[a-z_0-9]+|NAME))*)`")
 
 
 def transfuse_commands(page: str) -> Iterator[list[str]]:
