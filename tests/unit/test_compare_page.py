@@ -111,6 +111,15 @@ def test_no_difference_is_not_told_as_one(content: dict[str, Any]):
     assert "No change of general ability is shown." in text
 
 
+def test_a_loss_that_only_the_number_of_rows_hides_is_told_as_such(content: dict[str, Any]):
+    for comparison in content["comparisons"]:
+        comparison["holds"] = False
+    assert (
+        "No change of general ability is shown; before the correction for several rows it is worse in bits per byte "
+        "(generic) (+0.200 [0.150, 0.250])." in compare_verdict(report_of(content))
+    )
+
+
 def test_rows_that_are_all_alike_have_no_best(content: dict[str, Any]):
     content["rows"][1]["metrics"]["f1/reworded"] = value(0.2)
     assert compare_verdict(report_of(content)).startswith("All rows have the same F1 (reworded): 20.0 %.")

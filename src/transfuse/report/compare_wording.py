@@ -184,21 +184,29 @@ def _general(report: Report, row: str) -> str:
     if part is None or part.reference in (None, row):
         return ""
     told: dict[str, list[str]] = {"worse": [], "better": []}
+    suspected: list[str] = []
     general = [metric for metric in shown_metrics(report) if part.metrics[metric] == "general"]
     for metric in general:
         comparison = against(report, row, metric)
-        if comparison is not None and (outcome := mark(comparison)):
-            told[outcome].append(
-                f"{_lower(metric_label(metric))} ({difference_text(metric, comparison.difference)})"
-            )
+        if comparison is None:
+            continue
+        change = f"{_lower(metric_label(metric))} ({difference_text(metric, comparison.difference)})"
+        if outcome := mark(comparison):
+            told[outcome].append(change)
+        elif comparison.verdict == "worse":
+            suspected.append(change)
     if not general:
         return ""
     parts = [f"{outcome} in {_listed(names)}" for outcome, names in told.items() if names]
-    return (
+    shown = (
         f"In general ability it is {' and '.join(parts)}"
         if parts
-        else ("No change of general ability is shown")
+        else "No change of general ability is shown"
     )
+    if not suspected:
+        return shown
+    # A loss that only the number of comparisons hides is no reason to feel safe.
+    return f"{shown}; before the correction for several rows it is worse in {_listed(suspected)}"
 
 
 def _listed(names: Sequence[str]) -> str:
