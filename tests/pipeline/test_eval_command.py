@@ -381,8 +381,14 @@ def test_a_judge_says_who_is_better(
 
 
 def test_a_judge_that_was_to_be_asked_too_often_goes_on_with_a_higher_limit(
-    tmp_path: Path, sets: Sets, chat_folder: Path, other_folder: Path, transfuse: Callable[..., Any]
+    tmp_path: Path,
+    sets: Sets,
+    chat_folder: Path,
+    other_folder: Path,
+    transfuse: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("TRANSFUSE_CACHE", str(tmp_path / "cache"))
     asked: list[Any] = []
 
     def judged(body: Any) -> str:

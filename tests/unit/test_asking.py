@@ -207,7 +207,9 @@ def test_batches_hold_what_waits_and_replies_come_as_they_arrive():
         "b again",
         "c again",
     ]
-    assert len(scripted.batches) == 2
+    assert (
+        len(scripted.batches) <= 3
+    )  # a late reply may miss the second batch; one by one there would be four
     assert arrived == ["a", "c", "b"] or arrived == ["a", "b", "c"]
     assert threading.get_ident() not in scripted.threads
 
