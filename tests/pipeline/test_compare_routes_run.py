@@ -10,7 +10,6 @@ import yaml
 
 from faulty_endpoint import FaultyEndpoint
 from fusion_data import SENTENCES, write_texts
-from isles_data import SECTIONS, qa_rows
 from strong_endpoint import StrongModel
 from transfuse.train.saved_rows import load_rows
 
@@ -132,15 +131,10 @@ def test_a_document_alone_whose_facts_and_questions_a_generator_writes(
     compare: Callable, isles: Any, chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TRANSFUSE_CACHE", str(tmp_path / "cache"))
-    facts = [
-        {"id": name, "section": title, "fact": sentence}
-        for title, rows in SECTIONS.items()
-        for name, sentence, _, _ in rows
-    ]
     inject = {"train": {**TRAIN, "n_epochs": 1}}
     asked: list[int] = []
     with FaultyEndpoint(
-        StrongModel(facts, qa_rows()), lambda number, body: asked.append(number), models=["strong"]
+        StrongModel.of_folder(isles.folder), lambda number, body: asked.append(number), models=["strong"]
     ) as endpoint:
         report, out = compare(
             {

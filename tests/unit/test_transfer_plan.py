@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from transfuse.errors import ModelError
+from transfuse.errors import ModelError, RecipeError
 from transfuse.recipes import transfer_plan
 from transfuse.recipes.transfer_plan import Rates, measured_rates, plan_recipe, plan_transfer_table
 from transfuse.recipes.transfer_schema import TransferRecipe
@@ -90,6 +90,14 @@ def test_a_recipe_is_planned_by_the_length_of_its_files(pair, tmp_path) -> None:
     assert "10 samples of about 21 tokens, rank 16" in text
     lines = lines_of(text)
     assert lines["Trainings of the student"] == "12"  # three arms, three rates and one more seed
+
+
+def test_the_shape_of_a_new_student_needs_its_teacher(pair, tmp_path) -> None:
+    recipe = TransferRecipe(
+        student=pair[1], seed=1, extraction=tmp_path, result="model", shape={"n_layers": 1}
+    )
+    with pytest.raises(RecipeError, match="expected a recipe with a teacher"):
+        plan_recipe(recipe, RATES)
 
 
 def lines_of(text: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from transfuse.io.token_spans import token_spans
 from transfuse.recipes.fuse_pieces import TARGET, load_tokenizers, piece_limit
 from transfuse.recipes.fuse_schema import FuseRecipe
 from transfuse.recipes.progress import size_text, span_text
-from transfuse.recipes.transfer_plan import Rates, measured_rates, model_sizes
+from transfuse.recipes.transfer_plan import Rates, measured_rates, model_sizes, pass_s
 from transfuse.tensors.packed_records import RecordLayout, widest_value_bits
 
 MAX_PLANNED_TEXTS = 400
@@ -120,7 +120,7 @@ def fusion_plan(recipe: FuseRecipe, rates: Rates) -> FusionPlan:
         n_target_tokens=n_tokens,
         n_trainings=n_arms * recipe.n_seeds,
         target_bytes=n_lessons * target.n_tokens * (n_kept * _TARGET_BYTES_A_KEPT_TOKEN + 5),
-        training_s=n_arms * recipe.n_seeds * 3 * _pass_s(target.n_parameters, n_tokens, rates),
+        training_s=n_arms * recipe.n_seeds * 3 * pass_s(target.n_parameters, n_tokens, rates),
         training_memory_bytes=round(
             4 * target.n_parameters * (_TRAINING_COPIES if is_full else _ADAPTED_COPIES)
         ),
@@ -195,11 +195,7 @@ def _planned(
         name=name,
         n_parameters=n_parameters,
         n_tokens=n_tokens,
-        pass_s=_pass_s(n_parameters, n_tokens, rates) if is_passed else 0.0,
+        pass_s=pass_s(n_parameters, n_tokens, rates) if is_passed else 0.0,
         cache_bytes=cache_bytes,
         memory_bytes=n_parameters * (2 if precision == torch.bfloat16 else 4),
     )
-
-
-def _pass_s(n_parameters: int, n_tokens: int, rates: Rates) -> float:
-    return 2 * n_parameters * n_tokens / rates.flops_per_s

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
+from transfuse.errors import RecipeError
 from transfuse.generate.local import MAX_BATCH_ROWS
 from transfuse.io.configs import load_config
 from transfuse.io.memory import available_bytes
@@ -21,7 +22,6 @@ from transfuse.io.task_files import load_tasks
 from transfuse.recipes.progress import size_text, span_text
 from transfuse.recipes.transfer_figures import DISK_BYTES_PER_S, PlanFigures, Rates, transfer_plan
 from transfuse.recipes.transfer_schema import TransferRecipe
-from transfuse.transfer.settings import StudentShape
 from transfuse.transfer.sub_cloning import student_shape
 
 __all__ = ["PlanFigures", "Rates", "measured_rates", "plan_recipe", "plan_transfer_table", "transfer_plan"]
@@ -122,20 +122,21 @@ def plan_recipe(recipe: TransferRecipe, rates: Rates | None = None) -> Table:
         A table for a rich console.
 
     Raises:
+        RecipeError: the shape of a new student is given, but no teacher.
         TransfuseError: a file cannot be read, or the models do not fit.
     """
     trust = recipe.trust_remote_code
-    student_config = (
-        None if recipe.shape is not None else load_config(recipe.student, trust_remote_code=trust)
-    )
+    needs_teacher = recipe.extracts or recipe.shape is not None
+    if needs_teacher and recipe.teacher is None:
+        raise RecipeError("transfuse plan: expected a recipe with a teacher, got none; add teacher: MODEL.")
     # Without an extraction, what is adapted are the student's own matrices.
-    teacher_config = student_config
-    if recipe.extracts or student_config is None:
-        assert recipe.teacher is not None  # noqa: S101 - the recipe checks it
-        teacher_config = load_config(recipe.teacher, trust_remote_code=trust)
-    assert teacher_config is not None  # noqa: S101 - one of the two
-    if student_config is None:
-        student_config = student_shape(teacher_config, **(recipe.shape or StudentShape()).model_dump())
+    teacher_config = load_config(
+        str(recipe.teacher) if needs_teacher else recipe.student, trust_remote_code=trust
+    )
+    if recipe.shape is not None:
+        student_config = student_shape(teacher_config, **recipe.shape.model_dump())
+    else:
+        student_config = load_config(recipe.student, trust_remote_code=trust)
     task = recipe.task or recipe.train_file
     samples = _lengths(task, recipe.sensitivity.n_samples) if task is not None and recipe.extracts else []
     lessons = _lengths(recipe.train_file, recipe.n_train) if recipe.train_file is not None else []
@@ -198,7 +199,7 @@ def _teaching_lines(recipe: TransferRecipe, lessons: Sequence[_Length], rates: R
         lines["Teacher in memory, asked before training"] = size_text(n_parameters * weight_bytes)
     if is_online:
         n_learned = round(share * sum(each.answer for each in lessons))
-        seconds = 2 * n_parameters * share * n_tokens / rates.flops_per_s
+        seconds = pass_s(n_parameters, round(share * n_tokens), rates)
         lines["Its distributions on disk"] = size_text(n_learned * recipe.distillation.top_k * 2 * _FLOAT)
         lines["Time of its pass over the training samples"] = f"about {span_text(seconds)}"
     if is_offline:
@@ -207,11 +208,11 @@ def _teaching_lines(recipe: TransferRecipe, lessons: Sequence[_Length], rates: R
             lines["Requests for them"] = f"{n_samples:,}"
         else:
             n_written = recipe.distillation.max_new_tokens
-            prompts = share * sum(each.prompt for each in lessons)
-            flops = 2 * n_parameters * (prompts + n_samples * n_written)
+            prompts = round(share * sum(each.prompt for each in lessons))
             # Each new token of a batch reads all weights once.
             moved = math.ceil(n_samples / MAX_BATCH_ROWS) * n_written * n_parameters * _FLOAT
-            seconds = flops / rates.flops_per_s + moved / rates.memory_bytes_per_s
+            seconds = pass_s(n_parameters, prompts + n_samples * n_written, rates)
+            seconds += moved / rates.memory_bytes_per_s
             lines["Time to write them, at most"] = f"about {span_text(seconds)}"
     return lines
 
@@ -233,6 +234,11 @@ def model_sizes(reference: str, *, trust_remote_code: bool) -> tuple[int, int]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return sum(weight.numel() for weight in model.parameters()), int(config.get_text_config().vocab_size)
+
+
+def pass_s(n_parameters: int, n_tokens: int, rates: Rates) -> float:
+    """Seconds of one forward pass over so many tokens, at a machine's rate of multiplying."""
+    return 2 * n_parameters * n_tokens / rates.flops_per_s
 
 
 def _lengths(path: Path, n_items: int | None) -> list[_Length]:
